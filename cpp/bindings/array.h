@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "shplb/error.h"
+
+/// numpy <-> span, in one place: nothing is ever converted or copied silently.
+namespace shplb::bindings {
+
+namespace py = pybind11;
+
+inline std::string ShapeText(const py::array& array) {
+  std::string text = "shape (";
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
+    text += (i > 0 ? ", " : "") + ToText(static_cast<std::int64_t>(array.shape(i)));
+  }
+  return text + (array.ndim() == 1 ? ",)" : ")");
+}
+
+inline std::string DtypeText(const py::array& array) {
+  return py::str(array.dtype()).cast<std::string>();
+}
+
+/// `object` as an aligned, C-contiguous numpy array of exactly this dtype and rank.
+template <class T>
+py::array RequireArray(const py::object& object, const char* argument, py::ssize_t ndim) {
+  const std::string dtype = py::str(py::dtype::of<T>()).cast<std::string>();
+  const std::string expected = "a C-contiguous numpy array of " + dtype + " with " +
+                               ToText(static_cast<std::int64_t>(ndim)) + " axes";
+  if (!py::isinstance<py::array>(object)) {
+    throw InvalidArgument(
+        argument, py::str(py::type::of(object).attr("__name__")).cast<std::string>(), expected);
+  }
+  auto array = py::reinterpret_borrow<py::array>(object);
+  if (!array.dtype().is(py::dtype::of<T>()) && !array.dtype().equal(py::dtype::of<T>())) {
+    throw InvalidArgument(argument, DtypeText(array), expected);
+  }
+  if (array.ndim() != ndim) throw InvalidArgument(argument, ShapeText(array), expected);
+  constexpr int kLayout =
+      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & kLayout) != kLayout) {
+    throw InvalidArgument(argument, "a strided or unaligned view", expected);
+  }
+  return array;
+}
+
+/// View of a checked array; valid while the array lives.
+template <class T>
+std::span<const T> SpanOf(const py::array& array) {
+  return {static_cast<const T*>(array.data()), static_cast<std::size_t>(array.size())};
+}
+
+inline void RequireShape(const py::array& array, const char* argument,
+                         std::initializer_list<py::ssize_t> shape) {
+  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  std::string expected = "shape (";
+  py::ssize_t axis = 0;
+  for (const py::ssize_t extent : shape) {
+    same = same && array.shape(axis) == extent;
+    expected += (axis++ > 0 ? ", " : "") + ToText(static_cast<std::int64_t>(extent));
+  }
+  expected += shape.size() == 1 ? ",)" : ")";
+  if (!same) throw InvalidArgument(argument, ShapeText(array), expected);
+}
+
+/// Bytes of a writable uint8 array; valid while the array lives.
+inline std::span<std::byte> WritableBytes(const py::object& object, const char* argument) {
+  auto array = RequireArray<std::uint8_t>(object, argument, 1);
+  if (!array.writeable()) throw InvalidArgument(argument, "a read-only array", "a writable one");
+  return {static_cast<std::byte*>(array.mutable_data()), static_cast<std::size_t>(array.size())};
+}
+
+/// Read-only view of memory that `owner` keeps alive and never changes.
+template <class T>
+py::array ViewOf(const std::vector<T>& values, std::vector<py::ssize_t> shape,
+                 const py::object& owner) {
+  py::array array(py::dtype::of<T>(), std::move(shape), values.data(), owner);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+/// Read-only array that owns the vector's memory.
+template <class T>
+py::array Own(std::vector<T> values, std::vector<py::ssize_t> shape) {
+  auto* owner = new std::vector<T>(std::move(values));
+  const py::capsule base(owner, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+  py::array array(py::dtype::of<T>(), std::move(shape), owner->data(), base);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+}  // namespace shplb::bindings

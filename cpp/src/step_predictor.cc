@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "step_predictor.h"
+
+#include <algorithm>
+
+#include "shplb/error.h"
+
+namespace shplb::internal {
+
+StepPredictor::StepPredictor(const StepPlannerConfig& c)
+    : tables_(c),
+      num_layers_(c.num_layers),
+      num_ranks_(c.num_ranks),
+      num_ctas_(c.num_ctas),
+      max_tokens_(c.max_pages * kPageTokens),
+      lists_per_rank_(c.num_slots * (c.shared_lists ? 1 : c.num_qo_heads / c.num_kv_heads)),
+      sink_pages_(c.sink_pages),
+      local_pages_(c.local_pages),
+      replicas_per_layer_(tables_.cells_per_layer() - c.num_ranks),
+      cost_(c.cost),
+      sums_(tables_.num_cells()),
+      longest_(tables_.num_cells()),
+      one_(tables_.num_cells()),
+      rank_sum_(c.num_ranks),
+      cuts_(c.num_layers * replicas_per_layer_) {}
+
+void StepPredictor::Run(std::span<const std::int64_t> prefix_lens,
+                        std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan) {
+  CheckBatch(prefix_lens, new_lens);
+  plan->dense_ns = 0;
+  for (std::size_t i = 0; i < extents_.size(); ++i) plan->dense_ns += DenseCost(i);
+  Choose(mode, plan);
+  MakeBlocks(*plan);
+  plan->num_blocks = static_cast<std::int64_t>(blocks_.size());
+  Divide(plan);
+}
+
+void StepPredictor::CheckBatch(std::span<const std::int64_t> prefix_lens,
+                               std::span<const std::int64_t> new_lens) {
+  const auto num_requests = static_cast<std::int64_t>(prefix_lens.size());
+  RequireInRange("num_requests", num_requests, 1, kMaxStepBlocks);
+  if (new_lens.size() != prefix_lens.size()) {
+    throw InvalidArgument("new_lens",
+                          ToText(static_cast<std::int64_t>(new_lens.size())) + " elements",
+                          ToText(num_requests) + ", as prefix_lens");
+  }
+  extents_.clear();
+  rows_.clear();
+  std::int64_t row = 0;
+  std::int64_t num_blocks = 0;
+  for (std::int64_t i = 0; i < num_requests; ++i) {
+    const std::int64_t prefix = prefix_lens[i];
+    if (prefix < 0 || prefix >= max_tokens_) {
+      throw InvalidArgument(ElementName("prefix_lens", {i}), ToText(prefix),
+                            "0 to max_pages * 64 - 1 = " + ToText(max_tokens_ - 1));
+    }
+    if (new_lens[i] < 1 || new_lens[i] > max_tokens_ - prefix) {
+      throw InvalidArgument(ElementName("new_lens", {i}), ToText(new_lens[i]),
+                            "1 to max_pages * 64 - prefix = " + ToText(max_tokens_ - prefix));
+    }
+    extents_.push_back({prefix, prefix + new_lens[i]});
+    rows_.push_back(row);
+    row += new_lens[i];
+    num_blocks += tables_.EndBlock(extents_.back()) - tables_.FirstBlock(extents_.back());
+  }
+  if (num_blocks > kMaxStepBlocks) {
+    throw InvalidArgument("new_lens", ToText(num_blocks) + " query blocks", "at most 2^20");
+  }
+}
+
+std::int64_t StepPredictor::DenseCost(std::size_t request) const {
+  return tables_.DenseLoad(extents_[request]) / num_ctas_ * num_layers_;
+}
+
+/// Per layer, ns.
+std::int64_t StepPredictor::SelectCost(std::int64_t visible) const {
+  return visible * lists_per_rank_ * cost_.select_pair_ps / 1000;
+}
+
+void StepPredictor::Choose(StepMode mode, StepPlan* plan) {
+  plan->sparse.assign(extents_.size(), mode == StepMode::kSparse ? 1 : 0);
+  if (mode == StepMode::kAuto) {
+    for (std::size_t i = 0; i < extents_.size(); ++i) plan->sparse[i] = PaysAlone(i) ? 1 : 0;
+  }
+  Start(*plan);
+  if (mode == StepMode::kAuto) DropStarved(plan);
+  const bool any = std::find(plan->sparse.begin(), plan->sparse.end(), 1) != plan->sparse.end();
+  plan->step_ns = any ? SparseCost() : 0;
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    if (plan->sparse[i] == 0) plan->step_ns += DenseCost(i);
+  }
+}
+
+/// Whether the request is cheaper sparse on a GPU that others keep full.
+bool StepPredictor::PaysAlone(std::size_t request) {
+  std::fill(one_.begin(), one_.end(), 0);
+  tables_.AddLoads(extents_[request], 1, one_);
+  std::int64_t cost = SelectCost(tables_.VisibleSum(extents_[request])) * num_layers_;
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    const auto cells =
+        std::span(one_).subspan(layer * tables_.cells_per_layer(), tables_.cells_per_layer());
+    cost += *std::max_element(cells.begin(), cells.begin() + num_ranks_) / num_ctas_;
+  }
+  return cost < DenseCost(request);
+}
+
+/// Sums over the requests marked sparse.
+void StepPredictor::Start(const StepPlan& plan) {
+  std::fill(sums_.begin(), sums_.end(), 0);
+  std::fill(longest_.begin(), longest_.end(), 0);
+  visible_ = 0;
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    if (plan.sparse[i] == 0) continue;
+    tables_.AddLoads(extents_[i], 1, sums_);
+    tables_.RaiseLongest(extents_[i], longest_);
+    visible_ += tables_.VisibleSum(extents_[i]);
+  }
+}
+
+/// Moves requests to the stock path while that makes the step shorter: always the one that ends
+/// latest in its context, whose items are the longest and which cannot be split over CTAs.
+void StepPredictor::DropStarved(StepPlan* plan) {
+  for (;;) {
+    std::size_t last = extents_.size();
+    std::size_t count = 0;
+    for (std::size_t i = 0; i < extents_.size(); ++i) {
+      if (plan->sparse[i] == 0) continue;
+      ++count;
+      if (last == extents_.size() || extents_[i].end > extents_[last].end) last = i;
+    }
+    if (count == 0) return;
+    const std::int64_t with = SparseCost();
+    plan->sparse[last] = 0;
+    Start(*plan);
+    const std::int64_t without = (count > 1 ? SparseCost() : 0) + DenseCost(last);
+    if (without < with) continue;
+    plan->sparse[last] = 1;
+    Start(*plan);
+    return;
+  }
+}
+
+/// Prediction for the sparse requests together, before replicated groups are divided by blocks.
+std::int64_t StepPredictor::SparseCost() const {
+  std::int64_t cost = num_layers_ * (cost_.layer_ns + SelectCost(visible_));
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    cost += LayerMakespan(layer, sums_);
+  }
+  return cost;
+}
+
+/// Replicated groups count half on each of their ranks.
+std::int64_t StepPredictor::LayerMakespan(std::int64_t layer,
+                                          std::span<const std::int64_t> sums) const {
+  const std::int64_t first = layer * tables_.cells_per_layer();
+  std::int64_t most = 0;
+  for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
+    std::int64_t sum = sums[first + rank];
+    std::int64_t longest = longest_[first + rank];
+    std::int64_t cell = first + num_ranks_;
+    for (const Replica& replica : tables_.replicas(layer)) {
+      if (replica.rank[0] == rank || replica.rank[1] == rank) {
+        sum += sums[cell] / 2;
+        longest = std::max(longest, longest_[cell]);
+      }
+      ++cell;
+    }
+    most = std::max(most, MakespanOf(sum, longest));
+  }
+  return most;
+}
+
+void StepPredictor::MakeBlocks(const StepPlan& plan) {
+  blocks_.clear();
+  const std::int64_t size = tables_.query_block();
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    if (plan.sparse[i] == 0) continue;
+    const Extent& e = extents_[i];
+    for (std::int64_t b = tables_.FirstBlock(e); b < tables_.EndBlock(e); ++b) {
+      const std::int64_t first = std::max(b * size, e.prefix);
+      const std::int64_t end = std::min((b + 1) * size, e.end);
+      const std::int64_t visible = tables_.VisiblePages(e, b);
+      const std::int64_t forced = NumForcedPages(first, end, sink_pages_, local_pages_);
+      blocks_.push_back({static_cast<std::int32_t>(i), static_cast<std::int32_t>(first),
+                         static_cast<std::int32_t>(rows_[i] + first - e.prefix),
+                         static_cast<std::int32_t>(end - first), static_cast<std::int32_t>(visible),
+                         static_cast<std::int32_t>(forced),
+                         static_cast<std::int32_t>(visible * kPageTokens - end)});
+    }
+  }
+}
+
+/// Number of leading blocks whose loads in `cell` come closest to `wanted`; their loads in `given`.
+std::int32_t StepPredictor::DivideReplica(std::int64_t cell, std::int64_t wanted,
+                                          std::int64_t* given) const {
+  *given = 0;
+  std::int32_t count = 0;
+  for (const Block& block : blocks_) {
+    const std::int64_t load = tables_.BlockLoads(block.visible_pages)[cell];
+    if (*given + load - wanted > wanted - *given) break;
+    *given += load;
+    ++count;
+  }
+  return count;
+}
+
+/// Divides replicated groups such that the two ranks of each end up level, in order of slots, and
+/// predicts every rank's makespan.
+void StepPredictor::Divide(StepPlan* plan) {
+  plan->rank_makespan_ns.resize(static_cast<std::size_t>(num_layers_ * num_ranks_));
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    const std::int64_t first = layer * tables_.cells_per_layer();
+    const std::span<const Replica> replicas = tables_.replicas(layer);
+    std::copy_n(sums_.begin() + first, num_ranks_, rank_sum_.begin());
+    std::int64_t cell = first + num_ranks_;
+    for (const Replica& r : replicas) {
+      rank_sum_[r.rank[0]] += sums_[cell] / 2;
+      rank_sum_[r.rank[1]] += sums_[cell] - sums_[cell] / 2;
+      ++cell;
+    }
+    for (std::size_t k = 0; k < replicas.size(); ++k) {
+      const Replica& r = replicas[k];
+      const std::int64_t total = sums_[first + num_ranks_ + static_cast<std::int64_t>(k)];
+      std::int64_t& lower = rank_sum_[r.rank[0]];
+      std::int64_t& upper = rank_sum_[r.rank[1]];
+      lower -= total / 2;
+      upper -= total - total / 2;
+      const std::int64_t wanted = std::clamp((upper + total - lower) / 2, std::int64_t{0}, total);
+      std::int64_t given = 0;
+      cuts_[layer * replicas_per_layer_ + static_cast<std::int64_t>(k)] =
+          DivideReplica(first + num_ranks_ + static_cast<std::int64_t>(k), wanted, &given);
+      lower += given;
+      upper += total - given;
+    }
+    for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
+      std::int64_t longest = longest_[first + rank];
+      for (std::size_t k = 0; k < replicas.size(); ++k) {
+        const std::int32_t at = cut(layer, k);
+        const bool lower = replicas[k].rank[0] == rank && at > 0;
+        const bool upper = replicas[k].rank[1] == rank && at < plan->num_blocks;
+        if (lower || upper) {
+          longest = std::max(longest, longest_[first + num_ranks_ + static_cast<std::int64_t>(k)]);
+        }
+      }
+      plan->rank_makespan_ns[layer * num_ranks_ + rank] = MakespanOf(rank_sum_[rank], longest);
+    }
+  }
+}
+
+void StepPredictor::DecodeLoads(std::span<const std::int64_t> kv_lens,
+                                std::span<std::int64_t> loads) {
+  const auto num_requests = static_cast<std::int64_t>(kv_lens.size());
+  RequireInRange("num_requests", num_requests, 1, kMaxStepBlocks);
+  if (static_cast<std::int64_t>(loads.size()) != num_layers_ * num_ranks_) {
+    throw InvalidArgument("loads", ToText(static_cast<std::int64_t>(loads.size())) + " elements",
+                          "num_layers * num_ranks = " + ToText(num_layers_ * num_ranks_));
+  }
+  std::fill(one_.begin(), one_.end(), 0);
+  for (std::int64_t i = 0; i < num_requests; ++i) {
+    if (kv_lens[i] < 0 || kv_lens[i] >= max_tokens_) {
+      throw InvalidArgument(ElementName("kv_lens", {i}), ToText(kv_lens[i]),
+                            "0 to max_pages * 64 - 1 = " + ToText(max_tokens_ - 1));
+    }
+    const std::int64_t* const row = tables_.BlockLoads(kv_lens[i] / kPageTokens + 1).data();
+    std::int64_t* const sum = one_.data();
+    for (std::int64_t cell = 0; cell < tables_.num_cells(); ++cell) sum[cell] += row[cell];
+  }
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    const std::int64_t first = layer * tables_.cells_per_layer();
+    std::int64_t* const out = loads.data() + layer * num_ranks_;
+    std::copy_n(one_.begin() + first, num_ranks_, out);
+    std::int64_t cell = first + num_ranks_;
+    for (const Replica& r : tables_.replicas(layer)) {
+      out[r.rank[0]] += one_[cell] / 2;
+      out[r.rank[1]] += one_[cell] - one_[cell] / 2;
+      ++cell;
+    }
+  }
+}
+
+}  // namespace shplb::internal

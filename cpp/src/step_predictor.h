@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "shplb/step_planner.h"
+#include "step_tables.h"
+
+namespace shplb::internal {
+
+/// One query block of a sparse request.
+struct Block {
+  std::int32_t request;
+  std::int32_t first_row;  // position in the request
+  std::int32_t qo_indptr;  // row of q
+  std::int32_t qo_len;     // rows
+  std::int32_t visible_pages;
+  std::int32_t forced_pages;
+  std::int32_t unused_tokens;  // of the last visible page
+};
+
+/// What does not depend on the table contents: which requests run sparse, how replicated groups
+/// are divided, and how long each rank will take. Equal on every rank.
+class StepPredictor {
+ public:
+  explicit StepPredictor(const StepPlannerConfig& config);
+
+  const LoadTables& tables() const { return tables_; }
+
+  /// Fills sparse, num_blocks, step_ns, dense_ns and rank_makespan_ns of the plan, and blocks() and
+  /// cuts().
+  void Run(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
+           StepMode mode, StepPlan* plan);
+
+  void DecodeLoads(std::span<const std::int64_t> kv_lens, std::span<std::int64_t> loads);
+
+  std::span<const Block> blocks() const { return blocks_; }
+  /// Replica k of a layer: its lower rank computes blocks [0, cut), the other one the rest.
+  std::int32_t cut(std::int64_t layer, std::size_t k) const {
+    return cuts_[layer * replicas_per_layer_ + k];
+  }
+
+ private:
+  void CheckBatch(std::span<const std::int64_t> prefix_lens,
+                  std::span<const std::int64_t> new_lens);
+  void Choose(StepMode mode, StepPlan* plan);
+  void Start(const StepPlan& plan);
+  void DropStarved(StepPlan* plan);
+  bool PaysAlone(std::size_t request);
+  void MakeBlocks(const StepPlan& plan);
+  void Divide(StepPlan* plan);
+  std::int32_t DivideReplica(std::int64_t cell, std::int64_t wanted, std::int64_t* given) const;
+  std::int64_t SparseCost() const;
+  std::int64_t DenseCost(std::size_t request) const;
+  std::int64_t SelectCost(std::int64_t visible) const;
+  std::int64_t LayerMakespan(std::int64_t layer, std::span<const std::int64_t> sums) const;
+  std::int64_t MakespanOf(std::int64_t sum, std::int64_t longest) const {
+    return std::max((sum + num_ctas_ - 1) / num_ctas_, longest);
+  }
+
+  LoadTables tables_;
+  std::int64_t num_layers_;
+  std::int64_t num_ranks_;
+  std::int64_t num_ctas_;
+  std::int64_t max_tokens_;
+  std::int64_t lists_per_rank_;
+  std::int64_t sink_pages_;
+  std::int64_t local_pages_;
+  std::int64_t replicas_per_layer_;
+  CostModel cost_;
+  // Scratch of one step.
+  std::vector<Extent> extents_;         // [num_requests]
+  std::vector<std::int64_t> rows_;      // [num_requests], first row of q
+  std::vector<std::int64_t> sums_;      // [num_cells], of the sparse requests
+  std::vector<std::int64_t> longest_;   // [num_cells], of the sparse requests
+  std::vector<std::int64_t> one_;       // [num_cells]
+  std::vector<std::int64_t> rank_sum_;  // [num_ranks]
+  std::int64_t visible_ = 0;            // sum of visible pages over sparse blocks
+  std::vector<Block> blocks_;
+  std::vector<std::int32_t> cuts_;  // [num_layers, replicas_per_layer]
+};
+
+}  // namespace shplb::internal

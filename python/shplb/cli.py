@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``shplb`` command: profile, plan, show, pad, patch."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shplb.patching.command import app as patch_app
+
+app = typer.Typer(
+    name="shplb",
+    help="Head-adaptive sparse prefill attention for SGLang, balanced over tensor-parallel GPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.")
+console = Console(stderr=True)
+
+
+@app.command()
+def profile(
+    model_path: Annotated[Path, typer.Option(help="Hugging Face model folder.")],
+    out: Annotated[Path, typer.Option(help="Profile file to write.")],
+    tp: Annotated[int, typer.Option(help="Ranks to profile with; the profile serves any TP size.")] = 1,
+    max_tokens: Annotated[int, typer.Option(help="Length of the calibration documents, in tokens.")] = 4096,
+    lengths: Annotated[str, typer.Option(help="Context lengths to measure, e.g. 1024,2048,4096.")] = "",
+    documents: Annotated[int, typer.Option(help="Number of calibration documents.")] = 4,
+    texts: Annotated[Path | None, typer.Option(help="Your own texts: FILE.jsonl or a folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
+) -> None:
+    """Measure what every head loses at every density, through SGLang's engine with dense attention."""
+    from shplb.calibration import choose_documents, default_lengths, profile_model
+
+    wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
+    if device == "auto":
+        from shplb.sglang.cpu import detect_device
+
+        device = detect_device()
+    chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
+    with Progress(
+        TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[name]}"),
+        console=console,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
+        result = profile_model(
+            model_path,
+            chosen,
+            out.parent / f".{out.name}.work",
+            lengths=wanted,
+            tp_size=tp,
+            device=device,
+            dtype=dtype,
+            on_document=lambda name: bar.update(task, advance=1, name=name),
+        )
+    result.save(out)
+    console.print(f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
+
+
+@app.command()
+def plan(
+    profile_path: Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")],
+    out: Annotated[Path, typer.Option(help="Plan file to write.")],
+    tp: Annotated[int, typer.Option(help="Tensor-parallel size that will serve.")] = 1,
+    density: Annotated[float, typer.Option(help="Mean share of attention to compute.")] = 0.25,
+    objective: Annotated[str, typer.Option(help="min_error, max_min (the paper), max_mean or uniform.")] = "min_error",
+    scope: Annotated[str, typer.Option(help="Share one total over the whole model, or per layer.")] = "model",
+    dense_below: Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")] = 1024,
+) -> None:
+    """Turn a profile into budgets and a head placement for one tensor-parallel size."""
+    from shplb.planning import make_plan
+    from shplb.profile import HeadProfile
+    from shplb.report import print_plan
+
+    made = make_plan(
+        HeadProfile.load(profile_path),
+        tp_size=tp,
+        density=density,
+        objective=objective,  # type: ignore[arg-type]
+        scope=scope,  # type: ignore[arg-type]
+        dense_below_tokens=dense_below,
+    )
+    made.save(out)
+    print_plan(made, console)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+def show(path: Annotated[Path, typer.Argument(help="A plan file.")]) -> None:
+    """Show a plan: budgets as a map of heads, rank loads before and after placement."""
+    from shplb.plan import ServingPlan
+    from shplb.report import print_head_map, print_plan
+
+    loaded = ServingPlan.load(path)
+    output = Console()
+    print_plan(loaded, output)
+    print_head_map(loaded, output)
+
+
+@app.command()
+def pad(
+    model_path: Annotated[Path, typer.Argument(help="Hugging Face model folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    kv_heads: Annotated[int, typer.Option(help="KV heads after padding.")],
+) -> None:
+    """Add zero KV groups to a model, so that its heads divide over more TP sizes; outputs stay the same."""
+    from shplb.hf.padding import pad_kv_groups
+
+    console.print(f"wrote {pad_kv_groups(model_path, out, kv_heads)}")
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """"1024,4096" -> (1024, 4096); ValueError in one sentence for anything else."""
+    try:
+        lengths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        lengths = ()
+    if not lengths or lengths[0] < 1:
+        raise ValueError(f"--lengths is '{text}', expected positive token counts such as 1024,2048,4096.")
+    return lengths
+
+
+def main() -> None:
+    """Console entry: a user's mistake is one sentence and exit code 1, never a traceback."""
+    from shplb.calibration import CalibrationError
+
+    try:
+        app()
+    except (ValueError, CalibrationError) as error:
+        console.print(f"shplb: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

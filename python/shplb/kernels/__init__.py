@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention kernels: page scores, page selection and sparse attention over kept pages."""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a profile and a plan must know of a model: its attention shape and a fingerprint of its weights."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+#: Architectures whose q/k/v/o projections are laid out head by head, so that KV groups can be permuted.
+SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+#: Config key (written by shplb's padding) that lists KV heads which were added as zeros.
+INERT_KEY = "shplb_inert_kv_heads"
+
+_SAMPLES_PER_SHARD = 16
+_SAMPLE_BYTES = 4096
+
+
+class UnsupportedModelError(ValueError):
+    """A model that S-HPLB does not serve; the message is one sentence."""
+
+
+class ModelShape(msgspec.Struct, frozen=True):
+    """Attention shape of a dense GQA model; the query heads of KV head g are ``g*group_size .. (g+1)*group_size-1``."""
+
+    architecture: str
+    num_layers: int
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    inert_kv_heads: tuple[int, ...] = ()
+
+    @property
+    def group_size(self) -> int:
+        return self.num_qo_heads // self.num_kv_heads
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """Read a Hugging Face ``config.json`` mapping.
+
+        Raises:
+            UnsupportedModelError: unknown architecture, sliding window, or heads that do not form whole groups.
+        """
+        architecture = (config.get("architectures") or ["unknown"])[0]
+        if architecture not in SUPPORTED_ARCHITECTURES:
+            raise UnsupportedModelError(
+                f"S-HPLB serves {', '.join(SUPPORTED_ARCHITECTURES)}, this model is {architecture}: "
+                "serve it without --enable-shplb."
+            )
+        if config.get("sliding_window") and config.get("use_sliding_window", True):
+            raise UnsupportedModelError(
+                f"S-HPLB does not serve sliding-window attention (sliding_window={config['sliding_window']}): "
+                "serve this model without --enable-shplb."
+            )
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        if heads % kv_heads:
+            raise UnsupportedModelError(
+                f"{heads} query heads do not form whole groups over {kv_heads} KV heads: check the model's config.json."
+            )
+        return cls(
+            architecture=architecture,
+            num_layers=int(config["num_hidden_layers"]),
+            num_qo_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            hidden_size=hidden,
+            inert_kv_heads=tuple(int(head) for head in config.get(INERT_KEY) or ()),
+        )
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """Identity of a model: ``config`` always, ``weights`` where the files are on this disk ("" where unknown)."""
+
+    config: str
+    weights: str = ""
+
+    def conflicts(self, other: "Fingerprint") -> bool:
+        """True when the two can't be the same model; an unknown weights hash matches any."""
+        if self.config != other.config:
+            return True
+        return bool(self.weights and other.weights and self.weights != other.weights)
+
+
+# Fields that change what attention computes; a renamed folder, another dtype or a new transformers version do not.
+_IDENTITY_FIELDS = (
+    "architectures", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
+    "intermediate_size", "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings",
+    "sliding_window", INERT_KEY,
+)  # fmt: skip
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """sha256 (hex) over the config fields that define the function of the model."""
+    identity = {key: config[key] for key in _IDENTITY_FIELDS if config.get(key) is not None}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def weights_hash(model_dir: Path) -> str:
+    """sha256 (hex) over each shard's size, header and 16 samples of 4 KiB: tells fine-tunes apart in milliseconds.
+
+    "" when the folder holds no safetensors.
+    """
+    shards = sorted(model_dir.glob("*.safetensors"))
+    if not shards:
+        return ""
+    digest = hashlib.sha256()
+    for shard in shards:
+        size = shard.stat().st_size
+        digest.update(f"{shard.name}:{size}".encode())
+        with shard.open("rb") as stream:
+            header = stream.read(8 + int.from_bytes(stream.read(8), "little"))
+            digest.update(header)
+            for index in range(_SAMPLES_PER_SHARD):
+                stream.seek(len(header) + (size - len(header)) * index // _SAMPLES_PER_SHARD)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """``config.json`` of a Hugging Face folder; UnsupportedModelError when there is none."""
+    path = model_dir / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UnsupportedModelError(f"{path} can't be read ({error}): give a Hugging Face model folder.") from None
+    return dict(config)
+
+
+def fingerprint(model_dir: Path, config: Mapping[str, Any] | None = None) -> Fingerprint:
+    """Fingerprint of the model in ``model_dir`` (a local Hugging Face folder)."""
+    config = read_config(model_dir) if config is None else config
+    return Fingerprint(config=config_hash(config), weights=weights_hash(model_dir))

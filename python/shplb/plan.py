@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ServingPlan: budgets and head placement for one model at one tensor-parallel size, as one validated file."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
+from shplb.model import Fingerprint, ModelShape
+from shplb.sparsity import BudgetTable, SparsityRule
+
+KIND = "ServingPlan"
+FORMAT_VERSION = 1
+
+
+class ServingPlan(msgspec.Struct, frozen=True):
+    """What every rank needs to serve.
+
+    Attributes:
+        lengths: int64 [num_lengths], ascending tokens.
+        budgets: float64 [num_layers, num_qo_heads, num_lengths], share of visible pages kept, in (0, 1];
+            heads in the model's own (logical) order.
+        physical_to_logical: int32 [num_layers, num_kv_heads]; KV group in slot p of layer l, where rank r owns the
+            slots [r*n, (r+1)*n), n = num_kv_heads / tp_size. Named as in EPLB.
+        loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
+    """
+
+    model: ModelShape
+    fingerprint: Fingerprint
+    tp_size: int
+    rule: SparsityRule
+    objective: str
+    scope: str
+    density: float
+    profile_hash: str
+    versions: dict[str, str]
+    lengths: np.ndarray
+    budgets: np.ndarray
+    physical_to_logical: np.ndarray
+    loads: np.ndarray
+
+    @property
+    def permutes(self) -> bool:
+        """True when some layer's KV groups are not in the model's own order."""
+        return bool(np.any(self.physical_to_logical != np.arange(self.model.num_kv_heads)))
+
+    def budget_table(self, max_tokens: int) -> BudgetTable:
+        return BudgetTable(self.budgets, self.lengths, self.rule, max_tokens)
+
+    def local_kv_heads(self, rank: int) -> np.ndarray:
+        """int32 [num_layers, num_kv_heads / tp_size]: logical KV groups that ``rank`` holds, slot by slot."""
+        count = self.model.num_kv_heads // self.tp_size
+        return self.physical_to_logical[:, rank * count : (rank + 1) * count]
+
+    def local_qo_heads(self, rank: int) -> np.ndarray:
+        """int32 [num_layers, num_qo_heads / tp_size]: logical query heads of ``rank`` in its own order."""
+        return expand_groups(self.local_kv_heads(rank), self.model.group_size)
+
+    def rank_loads(self, loads: np.ndarray, *, contiguous: bool = False) -> np.ndarray:
+        """[num_layers, tp_size] from ``loads`` [num_layers, num_kv_heads] of logical groups, in the same unit:
+        as placed, or as stock SGLang would shard."""
+        if not contiguous:
+            loads = np.take_along_axis(loads, self.physical_to_logical, axis=1)
+        return loads.reshape(len(loads), self.tp_size, -1).sum(axis=2)
+
+    def save(self, path: Path) -> str:
+        """Write atomically; returns the content hash."""
+        return save_container(path, KIND, FORMAT_VERSION, *self._parts())
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of everything in the plan; equal on all ranks or they must not serve together."""
+        return content_hash(*self._parts())
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
+        names = ("lengths", "budgets", "physical_to_logical", "loads")
+        return {name: facts.pop(name) for name in names}, facts
+
+    @classmethod
+    def load(cls, path: Path) -> "ServingPlan":
+        """Read and validate; FileFormatError in one sentence when the file can't be used."""
+        tensors, facts = load_container(path, KIND, FORMAT_VERSION)
+        fields = {field: facts.get(field) for field in cls.__struct_fields__ if field not in tensors}
+        try:
+            model = msgspec.convert(fields["model"], ModelShape)
+            header = msgspec.convert(fields, _Header)
+        except msgspec.ValidationError as error:
+            raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); make the plan again.") from None
+        lengths = require_array(path, tensors, "lengths", "int64", (-1,))
+        layers, groups = model.num_layers, model.num_kv_heads
+        plan = cls(
+            **{name: getattr(header, name) for name in header.__struct_fields__},
+            lengths=lengths,
+            budgets=require_array(path, tensors, "budgets", "float64", (layers, model.num_qo_heads, len(lengths))),
+            physical_to_logical=require_array(path, tensors, "physical_to_logical", "int32", (layers, groups)),
+            loads=require_array(path, tensors, "loads", "int64", (layers, groups)),
+        )
+        plan.validate(path)
+        return plan
+
+    def validate(self, path: Path) -> None:
+        """Check value ranges; FileFormatError naming what is wrong."""
+        whole = np.sort(self.physical_to_logical, axis=1)
+        checks = {
+            "lengths": len(self.lengths) > 0 and self.lengths[0] > 0 and bool(np.all(np.diff(self.lengths) > 0)),
+            "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
+            "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
+            "loads": bool(np.all(self.loads >= 0)),
+            "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise FileFormatError(f"{path}: '{name}' holds values out of range; make the plan again.")
+
+
+class _Header(msgspec.Struct):
+    model: ModelShape
+    fingerprint: Fingerprint
+    tp_size: int
+    rule: SparsityRule
+    objective: str
+    scope: str
+    density: float
+    profile_hash: str
+    versions: dict[str, str]
+
+
+def expand_groups(groups: np.ndarray, group_size: int) -> np.ndarray:
+    """Query heads of KV groups: ``[..., n]`` -> ``[..., n * group_size]``, group by group."""
+    heads = groups[..., None] * group_size + np.arange(group_size, dtype=groups.dtype)
+    return heads.reshape(*groups.shape[:-1], -1)

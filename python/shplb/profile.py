@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HeadProfile: per query head, what is lost when only a share of the KV pages is kept.
+
+Two curves are measured at the same kept pages (those the served page selection would pick):
+
+* *recovery*: attention mass on the kept pages, mean over query rows, in [0, 1];
+* *output error*: ``|| (o_sparse - o_dense) W_o,head ||^2``, mean over query rows: the head's squared error in the
+  layer's output. Budgets minimise this one. Recovered mass misleads: diffuse heads recover slowly but hardly change
+  the output.
+"""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from shplb.container import FileFormatError, load_container, require_array, save_container
+from shplb.model import Fingerprint, ModelShape
+from shplb.sparsity import SparsityRule
+
+KIND = "HeadProfile"
+FORMAT_VERSION = 1
+
+#: Shares of the visible pages at which curves are measured; finer where curves bend.
+DENSITIES = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
+
+
+class HeadProfile(msgspec.Struct, frozen=True):
+    """Curves of one model, per document. Heads are in the model's own (logical) order.
+
+    Attributes:
+        lengths: int64 [num_lengths], ascending tokens; length n is measured on query rows in (n/2, n].
+        densities: float64 [num_points], ascending, last 1.
+        rows: int64 [num_documents, num_lengths], query rows measured.
+        error: float32 [num_documents, num_layers, num_qo_heads, num_lengths, num_points], output error.
+        recovery: float32, same shape, recovered attention mass.
+    """
+
+    model: ModelShape
+    fingerprint: Fingerprint
+    rule: SparsityRule
+    documents: tuple[str, ...]
+    documents_hash: str
+    versions: dict[str, str]
+    lengths: np.ndarray
+    densities: np.ndarray
+    rows: np.ndarray
+    error: np.ndarray
+    recovery: np.ndarray
+
+    def mean_curves(self, name: str) -> np.ndarray:
+        """Row-weighted mean over documents of ``error`` or ``recovery``: float64 [layers, heads, lengths, points]."""
+        weights = self.rows.astype(np.float64)
+        weights = weights / np.maximum(weights.sum(axis=0), 1.0)
+        return np.einsum("dn,dlhnp->lhnp", weights, getattr(self, name).astype(np.float64))
+
+    @property
+    def inert(self) -> np.ndarray:
+        """bool [num_layers, num_qo_heads]: query heads of padded KV groups."""
+        mask = np.zeros((self.model.num_layers, self.model.num_qo_heads), dtype=bool)
+        for group in self.model.inert_kv_heads:
+            mask[:, group * self.model.group_size : (group + 1) * self.model.group_size] = True
+        return mask
+
+    def save(self, path: Path) -> str:
+        """Write atomically; returns the content hash."""
+        facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
+        tensors = {name: facts.pop(name) for name in ("lengths", "densities", "rows", "error", "recovery")}
+        return save_container(path, KIND, FORMAT_VERSION, tensors, facts)
+
+    @classmethod
+    def load(cls, path: Path) -> "HeadProfile":
+        """Read and validate; FileFormatError in one sentence when the file can't be used."""
+        tensors, facts = load_container(path, KIND, FORMAT_VERSION)
+        try:
+            model = msgspec.convert(facts["model"], ModelShape)
+            header = {
+                "model": model,
+                "fingerprint": msgspec.convert(facts["fingerprint"], Fingerprint),
+                "rule": msgspec.convert(facts["rule"], SparsityRule),
+                "documents": msgspec.convert(facts["documents"], tuple[str, ...]),
+                "documents_hash": msgspec.convert(facts["documents_hash"], str),
+                "versions": msgspec.convert(facts["versions"], dict[str, str]),
+            }
+        except (KeyError, msgspec.ValidationError) as error:
+            raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); profile the model again.") from None
+        lengths = require_array(path, tensors, "lengths", "int64", (-1,))
+        densities = require_array(path, tensors, "densities", "float64", (-1,))
+        documents = len(facts["documents"])
+        shape = (documents, model.num_layers, model.num_qo_heads, len(lengths), len(densities))
+        profile = cls(
+            **header,
+            lengths=lengths,
+            densities=densities,
+            rows=require_array(path, tensors, "rows", "int64", (documents, len(lengths))),
+            error=require_array(path, tensors, "error", "float32", shape),
+            recovery=require_array(path, tensors, "recovery", "float32", shape),
+        )
+        profile.validate(path)
+        return profile
+
+    def validate(self, path: Path) -> None:
+        """Check value ranges; FileFormatError naming the first array that is out of range."""
+        ascending = len(self.lengths) > 0 and self.lengths[0] > 0 and bool(np.all(np.diff(self.lengths) > 0))
+        rising = len(self.densities) > 0 and self.densities[0] > 0 and bool(np.all(np.diff(self.densities) > 0))
+        checks = {
+            "lengths": ascending,
+            "densities": rising and self.densities[-1] == 1.0,
+            "rows": bool(np.all(self.rows >= 0)) and bool(np.all(self.rows.sum(axis=0) > 0)),
+            "error": bool(np.all(np.isfinite(self.error)) and np.all(self.error >= 0)),
+            "recovery": bool(np.all((self.recovery >= 0) & (self.recovery <= 1 + 1e-4))),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise FileFormatError(f"{path}: array '{name}' holds values out of range; profile the model again.")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder through which a profiling run and SGLang's ranks talk: a request in, curve sums per document out."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from shplb.container import load_container, save_container, write_atomically
+from shplb.profile import DENSITIES
+from shplb.sparsity import SparsityRule
+
+KIND = "CurveSums"
+FORMAT_VERSION = 1
+_REQUEST = "request.json"
+
+
+class ProfileRequest(msgspec.Struct, frozen=True):
+    """What to measure. Requests of the server whose id is in ``documents`` are profiled, all others ignored."""
+
+    documents: tuple[str, ...]
+    lengths: tuple[int, ...]
+    rule: SparsityRule
+    row_stride: int = 4
+
+    def owns(self, rid: str) -> bool:
+        return rid in self.documents
+
+    def bucket(self, end_row: int) -> int | None:
+        """Index of the length n with end_row in (n/2, n], None outside all of them."""
+        for index, length in enumerate(self.lengths):
+            if length // 2 < end_row <= length:
+                return index
+        return None
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / _REQUEST, msgspec.json.encode(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "ProfileRequest":
+        return msgspec.json.decode((folder / _REQUEST).read_bytes(), type=cls)
+
+
+class CurveSums:
+    """Sums over query rows for one document on one rank.
+
+    recovery, error: float64 [num_layers, local_qo_heads, num_lengths, num_points]; rows: int64
+    [num_layers, num_lengths].
+    """
+
+    def __init__(self, recovery: np.ndarray, error: np.ndarray, rows: np.ndarray) -> None:
+        self.recovery, self.error, self.rows = recovery, error, rows
+
+    @classmethod
+    def zeros(cls, num_layers: int, num_heads: int, num_lengths: int) -> "CurveSums":
+        shape = (num_layers, num_heads, num_lengths, len(DENSITIES))
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros((num_layers, num_lengths), dtype=np.int64))
+
+    def add(self, layer: int, bucket: int, recovery: np.ndarray, error: np.ndarray, rows: int) -> None:
+        """Add one block's sums, each float64 [local_qo_heads, num_points]."""
+        self.recovery[layer, :, bucket] += recovery
+        self.error[layer, :, bucket] += error
+        self.rows[layer, bucket] += rows
+
+    @staticmethod
+    def path(folder: Path, document: str, rank: int) -> Path:
+        return folder / f"{document}.rank{rank}.sums.safetensors"
+
+    def save(self, folder: Path, document: str, rank: int) -> None:
+        tensors = {"recovery": self.recovery, "error": self.error, "rows": self.rows}
+        save_container(self.path(folder, document, rank), KIND, FORMAT_VERSION, tensors, {})
+
+    @classmethod
+    def load(cls, folder: Path, document: str, rank: int) -> "CurveSums":
+        tensors, _ = load_container(cls.path(folder, document, rank), KIND, FORMAT_VERSION)
+        return cls(tensors["recovery"], tensors["error"], tensors["rows"])

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan that a server runs under: found or made once in the main process, loaded once in each rank."""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from shplb.container import FileFormatError
+from shplb.model import Fingerprint, ModelShape, UnsupportedModelError, config_hash, weights_hash
+from shplb.plan import ServingPlan
+from shplb.sglang.refusal import StartRefusedError
+
+DEFAULT_DENSITY = 0.25
+
+
+def cache_dir() -> Path:
+    """Where profiles and plans made at start are kept: ``$SHPLB_CACHE_DIR``, else under ``$XDG_CACHE_HOME``."""
+    if given := os.environ.get("SHPLB_CACHE_DIR"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shplb"
+
+
+def cached_plan_path(identity: Fingerprint, tp_size: int, density: float) -> Path:
+    key = hashlib.sha256(f"{identity.config}:{identity.weights}".encode()).hexdigest()[:20]
+    return cache_dir() / "plans" / f"{key}-tp{tp_size}-d{density:g}.plan.safetensors"
+
+
+def local_model_dir(model_path: str, revision: str | None = None) -> Path | None:
+    """The model's folder on this disk: the path itself or a downloaded hub snapshot; None when there is none yet."""
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model_path, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        return None
+
+
+def model_config(args: Any) -> dict[str, Any]:
+    """The Hugging Face config that SGLang itself would load, overrides included, as plain builtins."""
+    config = args.get_model_config().hf_config.to_dict()
+    return dict(config)
+
+
+def identify(args: Any) -> tuple[ModelShape, Fingerprint, dict[str, Any]]:
+    """Shape, fingerprint and config of the model that ``args`` would serve; StartRefusedError if unsupported."""
+    folder = local_model_dir(args.model_path, args.revision)
+    if folder is not None and (folder / "config.json").is_file():
+        from shplb.model import read_config
+
+        config = read_config(folder)
+    else:
+        config = model_config(args)
+    try:
+        shape = ModelShape.from_config(config)
+    except UnsupportedModelError as error:
+        raise StartRefusedError(str(error)) from None
+    return shape, Fingerprint(config_hash(config), weights_hash(folder) if folder else ""), config
+
+
+@functools.lru_cache(maxsize=4)
+def load_plan(path: str) -> ServingPlan:
+    """Read a plan file; StartRefusedError in one sentence when it can't be used."""
+    try:
+        return ServingPlan.load(Path(path))
+    except FileFormatError as error:
+        raise StartRefusedError(str(error)) from None
+
+
+def check_plan(plan: ServingPlan, path: str, shape: ModelShape, identity: Fingerprint, tp_size: int) -> None:
+    """Refuse a plan made for another model or another tensor-parallel size."""
+    if plan.model != shape or plan.fingerprint.conflicts(identity):
+        raise StartRefusedError(
+            f"{path} was made for another model ({_describe(plan.model)}) than the one served ({_describe(shape)}); "
+            "profile and plan this model, or give its own plan."
+        )
+    if plan.tp_size != tp_size:
+        raise StartRefusedError(
+            f"{path} was made for --tp {plan.tp_size}, the server has --tp {tp_size}; "
+            f"make a plan with `shplb plan --tp {tp_size}` from the same profile."
+        )
+
+
+def _describe(shape: ModelShape) -> str:
+    return (
+        f"{shape.architecture}, {shape.num_layers} layers, {shape.num_qo_heads}/{shape.num_kv_heads} heads, "
+        f"hidden size {shape.hidden_size}"
+    )

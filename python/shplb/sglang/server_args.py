@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the patched ``ServerArgs.__post_init__`` calls: defaults before SGLang resolves them, checks after."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from shplb.sglang import SGLANG_VERSION
+from shplb.sglang.active_plan import DEFAULT_DENSITY, cached_plan_path, check_plan, identify, load_plan
+from shplb.sglang.features import check_features, check_permutable
+from shplb.sglang.refusal import StartRefusedError
+from shplb.sparsity import PAGE_SIZE
+
+_BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer",)}
+
+
+def resolve_defaults(args: Any) -> None:
+    """Choose the base backend that S-HPLB wraps and the page size, before SGLang fills in its own defaults.
+
+    The name stays that of the base backend, so that all of SGLang's decisions by backend name keep working.
+    """
+    if args.device not in _BASE_BACKENDS:
+        raise StartRefusedError(f"--device is {args.device}, S-HPLB runs on cuda and cpu; use one of them.")
+    bases = _BASE_BACKENDS[args.device]
+    for flag in ("attention_backend", "prefill_attention_backend"):
+        name = getattr(args, flag)
+        if name is not None and name not in bases:
+            raise StartRefusedError(
+                f"--{flag.replace('_', '-')} is {name}, S-HPLB wraps {' or '.join(bases)} on {args.device}; "
+                f"drop the flag or use --{flag.replace('_', '-')} {bases[0]}."
+            )
+    if args.attention_backend is None:
+        args.attention_backend = bases[0]
+    if args.page_size is None:
+        args.page_size = PAGE_SIZE
+    if args.device == "cpu" and args.page_size > 1:
+        # SGLang's allocator of pages is a Triton kernel; ranks are spawned, so they see this before they import it.
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def check_supported(args: Any) -> None:
+    """Refuse, in one sentence each and before any weight loads, what S-HPLB can't serve."""
+    if not args.enable_shplb:
+        raise StartRefusedError("--shplb-* flags were given without --enable-shplb; add --enable-shplb or drop them.")
+    _check_version()
+    check_features(args)
+    shape, identity, config = identify(args)
+    if args.tp_size > shape.num_kv_heads or shape.num_kv_heads % args.tp_size:
+        raise StartRefusedError(
+            f"{shape.num_kv_heads} KV heads can't be split over --tp {args.tp_size} in equal counts; choose a divisor "
+            "of the KV heads, or pad the model with `shplb pad`."
+        )
+    if args.shplb_profile is not None:
+        _check_profiling(args, config)
+        return
+    if args.shplb_plan is None:
+        args.shplb_plan = str(_find_or_make_plan(args, identity))
+    plan = load_plan(args.shplb_plan)
+    check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
+    if plan.permutes:
+        check_permutable(args, config)
+
+
+def _check_version() -> None:
+    try:
+        found = version("sglang")
+    except PackageNotFoundError:
+        found = "unknown"
+    if found != SGLANG_VERSION:
+        raise StartRefusedError(f"SGLang {found} is installed, the patch is for {SGLANG_VERSION}; install that version.")
+
+
+def _check_profiling(args: Any, config: dict[str, Any]) -> None:
+    if args.shplb_plan is not None:
+        raise StartRefusedError("--shplb-profile records dense attention, so it can't follow --shplb-plan; drop one.")
+    if args.quantization or config.get("quantization_config"):
+        raise StartRefusedError(
+            "profiling reads o_proj weights, which are quantised here; profile the unquantised model, then serve both."
+        )
+
+
+def _find_or_make_plan(args: Any, identity: Any) -> Path:
+    density = DEFAULT_DENSITY if args.shplb_density is None else args.shplb_density
+    if not 0.0 < density <= 1.0:
+        raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
+    path = cached_plan_path(identity, args.tp_size, density)
+    if not path.is_file():
+        from shplb.calibration import calibrate
+
+        calibrate(args.model_path, tp_size=args.tp_size, density=density, plan_path=path, device=args.device)
+    return path

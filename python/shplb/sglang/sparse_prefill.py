@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse prefill of one layer over SGLang's token pool, with the torch kernels."""
+
+import torch
+
+from shplb.kernels.reference import attend_pages
+from shplb.kernels.selection import page_scores, pool_tokens, rank_pages, select_pages
+from shplb.sglang.metadata import QueryBlock, StepPlan
+from shplb.sglang.trace import StepTrace
+from shplb.sparsity import SparsityRule
+
+
+class SparsePrefill:
+    """Runs the query blocks of one rank's heads, layer after layer.
+
+    The page of a token is its position // 64 in the request, whatever the pool's own page size is.
+    """
+
+    def __init__(self, rule: SparsityRule, local_qo_heads: list[list[int]]) -> None:
+        """local_qo_heads: per layer, the logical query head of each local one."""
+        self.rule = rule
+        self.local_qo_heads = local_qo_heads
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        token_slots: list[torch.Tensor],
+        step: StepPlan,
+        layer: int,
+        sm_scale: float,
+        trace: StepTrace | None,
+    ) -> torch.Tensor:
+        """Attention output of a prefill step.
+
+        q: [num_tokens, local_qo_heads, head_dim]; k_pool, v_pool: [pool_tokens, local_kv_heads, head_dim];
+        token_slots: per request, int pool slots of its tokens 0 .. seq_len-1. Returns q's shape and dtype.
+        """
+        out = torch.empty_like(q)
+        heads = self.local_qo_heads[layer]
+        for request, slots in enumerate(token_slots):
+            k, v = k_pool[slots], v_pool[slots]
+            pooled = pool_tokens(k, 0, self.rule.score_stride)
+            for index, block in enumerate(step.blocks):
+                if block.request != request:
+                    continue
+                rows = slice(block.offset, block.offset + block.end_row - block.first_row)
+                keep = step.keep[layer, heads, index].tolist()
+                scores = page_scores(q[rows], pooled, block.first_row, sm_scale, self.rule)
+                pages = select_pages(rank_pages(scores, block.first_row, block.end_row, self.rule), keep)
+                self._attend(q[rows], k, v, pages, block, sm_scale, out[rows])
+                if trace is not None:
+                    trace.add(layer, heads, block, pages, scores)
+        return out
+
+    @staticmethod
+    def _attend(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        pages: list[torch.Tensor],
+        block: QueryBlock,
+        sm_scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        group_size = q.shape[1] // k.shape[1]
+        for head, kept in enumerate(pages):
+            group = head // group_size
+            out[:, head] = attend_pages(q[:, head], k[:, group], v[:, group], kept, block.first_row, sm_scale)

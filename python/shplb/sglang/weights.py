@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Head placement: permute whole KV groups, layer by layer, in the stream of weights before SGLang shards it.
+
+A KV group is head_dim rows of k_proj and v_proj, group_size * head_dim rows of q_proj and as many columns of o_proj.
+RoPE, q_norm and k_norm act per head, so nothing else changes, and the model's function stays the same.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from shplb.plan import ServingPlan, expand_groups
+from shplb.sglang.active_plan import load_plan
+from shplb.sglang.refusal import StartRefusedError
+
+_PROJECTION = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.([qkvo])_proj\.(weight|bias)$")
+_FUSED = re.compile(r"\.self_attn\.qkv_proj\.")
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+
+
+def install_head_placement(model: torch.nn.Module, model_config: Any) -> None:
+    """Make ``model.load_weights`` place KV groups as the active plan says; called once per constructed model.
+
+    Wrapping the instance covers the first load and later online updates, which use the same method. Draft models
+    are left alone.
+    """
+    from sglang.srt.server_args import get_global_server_args
+
+    args = get_global_server_args()
+    if args.shplb_profile is not None or getattr(model_config, "is_draft_model", False):
+        return
+    plan = load_plan(args.shplb_plan)
+    if not plan.permutes:
+        return
+    load: Callable[[Weights], Any] = model.load_weights
+    first_load = True
+
+    @functools.wraps(load)
+    def load_placed(weights: Weights, *rest: Any, **options: Any) -> Any:
+        nonlocal first_load
+        seen: set[tuple[int, str, str]] = set()
+        result = load(place_weights(weights, plan, seen), *rest, **options)
+        if first_load:
+            check_complete(seen, plan.model.num_layers)
+            first_load = False
+        return result
+
+    model.load_weights = load_placed  # type: ignore[assignment]
+
+
+def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str, str]]) -> Iterator[tuple[str, Any]]:
+    """Yield the same names with KV groups permuted; notes in ``seen`` which (layer, projection, kind) passed."""
+    for name, tensor in weights:
+        if _FUSED.search(name):
+            raise StartRefusedError(f"weight {name} is fused, expected separate q_proj, k_proj and v_proj.")
+        found = _PROJECTION.search(name)
+        if found is None:
+            yield name, tensor
+            continue
+        layer, projection, kind = int(found[1]), found[2], found[3]
+        seen.add((layer, projection, kind))
+        if projection == "o" and kind == "bias":  # added once to the sum over heads, so it belongs to no head
+            yield name, tensor
+        else:
+            yield name, permute_heads(tensor, name, projection, plan, layer)
+
+
+def permute_heads(tensor: torch.Tensor, name: str, projection: str, plan: ServingPlan, layer: int) -> torch.Tensor:
+    """``tensor`` with the heads along its head axis (columns for o_proj, else rows) in the order of the plan."""
+    model, axis = plan.model, 1 if projection == "o" else 0
+    groups: np.ndarray = plan.physical_to_logical[layer]
+    heads = expand_groups(groups, model.group_size) if projection in "qo" else groups
+    expected = len(heads) * model.head_dim
+    if tensor.shape[axis] != expected:
+        raise StartRefusedError(
+            f"weight {name} has {tensor.shape[axis]} entries along axis {axis}, the plan expects {expected}; "
+            "make a plan for this checkpoint."
+        )
+    index = expand_groups(heads, model.head_dim)
+    return tensor.index_select(axis, torch.from_numpy(index.astype(np.int64)).to(tensor.device))
+
+
+def check_complete(seen: set[tuple[int, str, str]], num_layers: int) -> None:
+    """Every layer must have passed all four projections, or some heads would be placed and others not."""
+    missing = [f"layers.{i}.{p}_proj" for i in range(num_layers) for p in "qkvo" if (i, p, "weight") not in seen]
+    if missing:
+        raise StartRefusedError(
+            f"the checkpoint lacks {missing[0]} ({len(missing)} such weights in all); "
+            "the plan can't be applied to a checkpoint with other weight names."
+        )
