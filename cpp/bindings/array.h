@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -29,25 +30,32 @@ inline std::string DtypeText(const py::array& array) {
   return py::str(array.dtype()).cast<std::string>();
 }
 
+/// Throws for an array argument; all text is made here, off the path of good calls.
+template <class T>
+[[noreturn]] void RefuseArray(const char* argument, const std::string& got, py::ssize_t ndim) {
+  const std::string dtype = py::str(py::dtype::of<T>()).cast<std::string>();
+  throw InvalidArgument(argument, got,
+                        "a C-contiguous numpy array of " + dtype + " with " +
+                            ToText(static_cast<std::int64_t>(ndim)) + " axes");
+}
+
 /// `object` as an aligned, C-contiguous numpy array of exactly this dtype and rank.
 template <class T>
 py::array RequireArray(const py::object& object, const char* argument, py::ssize_t ndim) {
-  const std::string dtype = py::str(py::dtype::of<T>()).cast<std::string>();
-  const std::string expected = "a C-contiguous numpy array of " + dtype + " with " +
-                               ToText(static_cast<std::int64_t>(ndim)) + " axes";
   if (!py::isinstance<py::array>(object)) {
-    throw InvalidArgument(
-        argument, py::str(py::type::of(object).attr("__name__")).cast<std::string>(), expected);
+    RefuseArray<T>(argument, py::str(py::type::of(object).attr("__name__")).cast<std::string>(),
+                   ndim);
   }
   auto array = py::reinterpret_borrow<py::array>(object);
-  if (!array.dtype().is(py::dtype::of<T>()) && !array.dtype().equal(py::dtype::of<T>())) {
-    throw InvalidArgument(argument, DtypeText(array), expected);
+  const py::dtype wanted = py::dtype::of<T>();
+  if (!array.dtype().is(wanted) && !array.dtype().equal(wanted)) {
+    RefuseArray<T>(argument, DtypeText(array), ndim);
   }
-  if (array.ndim() != ndim) throw InvalidArgument(argument, ShapeText(array), expected);
+  if (array.ndim() != ndim) RefuseArray<T>(argument, ShapeText(array), ndim);
   constexpr int kLayout =
       py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array.flags() & kLayout) != kLayout) {
-    throw InvalidArgument(argument, "a strided or unaligned view", expected);
+    RefuseArray<T>(argument, "a strided or unaligned view", ndim);
   }
   return array;
 }
@@ -60,15 +68,13 @@ std::span<const T> SpanOf(const py::array& array) {
 
 inline void RequireShape(const py::array& array, const char* argument,
                          std::initializer_list<py::ssize_t> shape) {
-  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  if (std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) return;
   std::string expected = "shape (";
-  py::ssize_t axis = 0;
   for (const py::ssize_t extent : shape) {
-    same = same && array.shape(axis) == extent;
-    expected += (axis++ > 0 ? ", " : "") + ToText(static_cast<std::int64_t>(extent));
+    expected += (expected.back() == '(' ? "" : ", ") + ToText(static_cast<std::int64_t>(extent));
   }
   expected += shape.size() == 1 ? ",)" : ")";
-  if (!same) throw InvalidArgument(argument, ShapeText(array), expected);
+  throw InvalidArgument(argument, ShapeText(array), expected);
 }
 
 /// Bytes of a writable uint8 array; valid while the array lives.

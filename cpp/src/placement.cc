@@ -42,52 +42,76 @@ void Validate(const PlacementProblem& p) {
 }
 
 void SortUnits(std::span<const std::int64_t> loads, LayerPlacement* layer) {
-  std::iota(layer->unit.begin(), layer->unit.end(), 0);
-  std::sort(layer->unit.begin(), layer->unit.end(), [&](std::int32_t a, std::int32_t b) {
-    return loads[a] != loads[b] ? loads[a] > loads[b] : a < b;
-  });
-  for (std::size_t i = 0; i < layer->unit.size(); ++i) layer->load[i] = loads[layer->unit[i]];
+  // Negated, so that the plain order of pairs is descending load, then ascending unit.
+  layer->key.clear();
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    layer->key.emplace_back(-loads[i], static_cast<std::int32_t>(i));
+  }
+  std::sort(layer->key.begin(), layer->key.end());
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    layer->load[i] = -layer->key[i].first;
+    layer->unit[i] = layer->key[i].second;
+  }
 }
 
-void Solve(PlacementMethod method, std::int64_t bound, LayerPlacement* layer) {
+std::int64_t Largest(const LayerPlacement& layer) {
+  return *std::max_element(layer.rank_load.begin(), layer.rank_load.end());
+}
+
+/// Both bounds; the dearer one only if the cheap one does not already prove the optimum.
+std::int64_t Bound(LayerPlacement* layer) {
+  const std::int64_t bound = MeanBound(*layer);
+  if (Largest(*layer) <= bound) return bound;
+  return CountingBound(layer, bound);
+}
+
+/// Exact search from what `layer` holds; throws if it must finish and does not.
+void Search(bool must_finish, std::int64_t bound, LayerPlacement* layer) {
+  const bool finished = PlaceExact(layer, bound, must_finish ? kExactNodes : kAutoNodes);
+  if (finished || !must_finish) return;
+  throw Infeasible(
+      "method 'exact': the search over " + ToText(static_cast<std::int64_t>(layer->load.size())) +
+      " units did not finish within " + ToText(kExactNodes) + " nodes; use 'auto' or 'lpt_swap'");
+}
+
+/// Places the units and returns a lower bound on the largest load.
+std::int64_t Solve(PlacementMethod method, LayerPlacement* layer) {
   switch (method) {
     case PlacementMethod::kContiguous:
-      return PlaceContiguous(layer);
+      PlaceContiguous(layer);
+      return Bound(layer);
     case PlacementMethod::kSnake:
-      return PlaceSnake(layer);
+      PlaceSnake(layer);
+      return Bound(layer);
     case PlacementMethod::kLpt:
-      return PlaceLongestFirst(layer);
+      PlaceLongestFirst(layer);
+      return Bound(layer);
     case PlacementMethod::kLptSwap:
     case PlacementMethod::kExact:
     case PlacementMethod::kAuto:
       break;
   }
   PlaceLongestFirst(layer);
-  ImproveBySwaps(layer, bound);
-  if (method == PlacementMethod::kLptSwap) return;
+  ImproveBySwaps(layer, MeanBound(*layer));
+  const std::int64_t bound = Bound(layer);
   const bool exact = method == PlacementMethod::kExact;
-  if (!exact && layer->load.size() > kAutoExactUnits) return;
-  const bool finished = PlaceExact(layer, bound, exact ? kExactNodes : kAutoNodes);
-  if (exact && !finished) {
-    throw Infeasible(
-        "method 'exact': the search over " + ToText(static_cast<std::int64_t>(layer->load.size())) +
-        " units did not finish within " + ToText(kExactNodes) + " nodes; use 'auto' or 'lpt_swap'");
-  }
+  const bool small = method == PlacementMethod::kAuto && layer->load.size() <= kAutoExactUnits;
+  if ((exact || small) && Largest(*layer) > bound) Search(exact, bound, layer);
+  return bound;
 }
 
-/// Names ranks in the order of their lowest unit; a rank without units comes last.
-void NameRanks(const PlacementProblem& p, std::span<std::int32_t> head_to_rank,
+/// Names ranks in the order of their lowest unit; ranks without units come last.
+void NameRanks(LayerPlacement* layer, std::span<std::int32_t> head_to_rank,
                std::span<std::int64_t> rank_loads) {
-  std::vector<std::int32_t> name(static_cast<std::size_t>(p.num_ranks), -1);
+  layer->name.assign(rank_loads.size(), -1);
   std::int32_t next = 0;
   for (std::int32_t& rank : head_to_rank) {
-    if (name[rank] < 0) name[rank] = next++;
-    rank = name[rank];
+    if (layer->name[rank] < 0) layer->name[rank] = next++;
+    rank = layer->name[rank];
   }
-  const std::vector<std::int64_t> loads(rank_loads.begin(), rank_loads.end());
   std::fill(rank_loads.begin(), rank_loads.end(), 0);
-  for (std::size_t rank = 0; rank < loads.size(); ++rank) {
-    if (name[rank] >= 0) rank_loads[name[rank]] = loads[rank];
+  for (std::size_t rank = 0; rank < rank_loads.size(); ++rank) {
+    if (layer->name[rank] >= 0) rank_loads[layer->name[rank]] = layer->rank_load[rank];
   }
 }
 
@@ -120,13 +144,15 @@ Placement PlaceHeads(const PlacementProblem& problem) {
       problem.method == PlacementMethod::kContiguous || problem.method == PlacementMethod::kSnake;
   for (std::size_t l = 0; l < layers; ++l) {
     SortUnits(problem.loads.subspan(l * units, units), &layer);
-    placement.lower_bound[l] = LowerBound(layer);
-    Solve(problem.method, placement.lower_bound[l], &layer);
+    placement.lower_bound[l] = Solve(problem.method, &layer);
     const std::span head_to_rank(placement.head_to_rank.data() + l * units, units);
     const std::span rank_loads(placement.rank_loads.data() + l * ranks, ranks);
     for (std::size_t i = 0; i < units; ++i) head_to_rank[layer.unit[i]] = layer.rank[i];
-    std::copy(layer.rank_load.begin(), layer.rank_load.end(), rank_loads.begin());
-    if (!dealt) NameRanks(problem, head_to_rank, rank_loads);
+    if (dealt) {
+      std::copy(layer.rank_load.begin(), layer.rank_load.end(), rank_loads.begin());
+    } else {
+      NameRanks(&layer, head_to_rank, rank_loads);
+    }
     placement.imbalance[l] = Imbalance(rank_loads);
   }
   return placement;

@@ -3,9 +3,12 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace shplb::internal {
+
+__extension__ typedef __int128 int128;
 
 /// One layer's problem, and the scratch of its solvers, reused over layers.
 /// `load` is sorted in descending order; solvers assign to `rank` by sorted position.
@@ -18,10 +21,19 @@ struct LayerPlacement {
   std::vector<std::int32_t> rank;        // [num_units], the answer
   std::vector<std::int64_t> rank_load;   // [num_ranks]
   std::vector<std::int32_t> rank_count;  // [num_ranks]
+  std::vector<std::pair<std::int64_t, std::int32_t>> key;  // scratch of the sort
+  std::vector<std::int64_t> open_load;                     // scratch of PlaceLongestFirst
+  std::vector<std::int32_t> name;                          // scratch of naming the ranks
+  std::vector<std::int32_t> member;                        // scratch of ImproveBySwaps
+  std::vector<std::int64_t> prefix;                        // scratch of CountingBound
 };
 
-/// No assignment has a smaller largest rank load.
-std::int64_t LowerBound(const LayerPlacement& layer);
+/// No assignment has a smaller largest rank load than the mean, or than the longest unit with the
+/// company it must have.
+std::int64_t MeanBound(const LayerPlacement& layer);
+
+/// Raises `bound` by counts of the longest units (pigeonhole over several ranks at once); dearer.
+std::int64_t CountingBound(LayerPlacement* layer, std::int64_t bound);
 
 /// Longest first onto the least loaded rank with room; ties to the lower rank.
 void PlaceLongestFirst(LayerPlacement* layer);

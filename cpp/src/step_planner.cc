@@ -22,14 +22,8 @@ namespace {
 /// A work item's part that all layers share.
 struct Item {
   std::int32_t qo_indptr;
-  std::int32_t qo_len;
-  std::int32_t head;  // of this rank
-  std::int32_t list;
-};
-
-struct List {
-  std::int32_t first_page;  // entry of the page table
-  std::int32_t tokens;      // 0: not this rank's
+  std::uint16_t head;  // of this rank
+  std::uint16_t qo_len;
 };
 
 const StepPlannerConfig& Checked(const StepPlannerConfig& config) {
@@ -53,7 +47,13 @@ struct StepPlanner::Impl {
   void PlanLayer(std::int64_t layer, IntLayout* layout, StepPlan* plan);
   void SetOwned(std::int64_t layer, StepPlan* plan) const;
   std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr);
-  void WriteItems(const std::int64_t* info, const IntLayout& layout);
+  /// Divisions by constants, which compilers turn into a multiplication.
+  std::int32_t TilesOf(std::int32_t num_tokens) const {
+    const auto count = static_cast<std::uint32_t>(num_tokens);
+    return static_cast<std::int32_t>(kv_tile == 96 ? (count + 95) / 96 : (count + 31) / 32);
+  }
+  void WriteItems(const std::int64_t* info, const std::int32_t* list_indptr,
+                  const IntLayout& layout);
 
   std::int64_t num_layers, num_ranks, num_slots, rank, num_ctas, stride;
   std::int64_t num_list_heads;  // of this rank: query heads, or KV slots under shared lists
@@ -61,13 +61,12 @@ struct StepPlanner::Impl {
   std::int64_t lists_per_slot;
   std::int64_t kv_tile;
   std::int64_t zeros_offset = 0;
-  std::vector<std::int32_t> keep;  // [num_layers, num_list_heads, max_pages + 1]
+  std::vector<std::uint16_t> keep;  // [num_layers, num_list_heads, max_pages + 1]
   StepPredictor predictor;
   WorkScheduler scheduler;
   // Scratch of one step.
-  std::vector<Item> items;          // [num_items]
-  std::vector<List> lists;          // [num_lists]
-  std::vector<std::int32_t> tiles;  // [num_items]
+  std::vector<Item> items;           // [num_items]
+  std::vector<std::int32_t> tokens;  // [num_lists], 0: not this rank's
 };
 
 StepPlanner::Impl::Impl(const StepPlannerConfig& c)
@@ -91,9 +90,11 @@ StepPlanner::Impl::Impl(const StepPlannerConfig& c)
       const std::int64_t group = c.slot_groups[(layer * num_ranks + rank) * num_slots + slot];
       const std::int64_t head = group * group_size + (j % lists_per_slot) * items_per_list;
       const std::int32_t* from = c.keep_pages.data() + (layer * c.num_qo_heads + head) * stride;
-      std::int32_t* const to = keep.data() + (layer * num_list_heads + j) * stride;
+      std::uint16_t* const to = keep.data() + (layer * num_list_heads + j) * stride;
       for (std::int64_t i = 0; i < items_per_list; ++i, from += stride) {
-        for (std::int64_t n = 0; n < stride; ++n) to[n] = std::max(to[n], from[n]);
+        for (std::int64_t n = 0; n < stride; ++n) {
+          to[n] = std::max(to[n], static_cast<std::uint16_t>(from[n]));
+        }
       }
     }
   }
@@ -133,18 +134,14 @@ void StepPlanner::Impl::MakeItems() {
   const auto blocks = predictor.blocks();
   items.clear();
   for (std::int64_t j = 0; j < num_list_heads; ++j) {
-    for (std::size_t b = 0; b < blocks.size(); ++b) {
-      const std::int64_t list =
-          j * static_cast<std::int64_t>(blocks.size()) + static_cast<std::int64_t>(b);
+    for (const Block& block : blocks) {
       for (std::int64_t i = 0; i < items_per_list; ++i) {
-        items.push_back({blocks[b].qo_indptr, blocks[b].qo_len,
-                         static_cast<std::int32_t>(j * items_per_list + i),
-                         static_cast<std::int32_t>(list)});
+        items.push_back({block.qo_indptr, static_cast<std::uint16_t>(j * items_per_list + i),
+                         static_cast<std::uint16_t>(block.qo_len)});
       }
     }
   }
-  tiles.resize(items.size());
-  lists.resize(static_cast<std::size_t>(num_list_heads) * blocks.size());
+  tokens.resize(static_cast<std::size_t>(num_list_heads) * blocks.size());
 }
 
 void StepPlanner::Impl::WriteShared(IntLayout* layout, StepPlan* plan) const {
@@ -186,26 +183,38 @@ std::int64_t StepPlanner::Impl::FillLists(std::int64_t layer, const std::int32_t
   const auto blocks = predictor.blocks();
   const auto num_blocks = static_cast<std::int32_t>(blocks.size());
   std::int64_t pages = 0;
-  std::int32_t* tile = tiles.data();
-  List* list = lists.data();
+  std::vector<internal::WorkRun>& runs = scheduler.runs();
+  runs.clear();
+  internal::WorkRun run{-1, 0, 0};
+  const auto per_list = static_cast<std::int32_t>(items_per_list);
+  std::int32_t* list_tokens = tokens.data();
   for (std::int64_t j = 0; j < num_list_heads; ++j) {
-    const std::int32_t* const row = keep.data() + (layer * num_list_heads + j) * stride;
+    const std::uint16_t* const row = keep.data() + (layer * num_list_heads + j) * stride;
     const std::int32_t first = owned[2 * (j / lists_per_slot)];
     const std::int32_t end = owned[2 * (j / lists_per_slot) + 1];
-    for (std::int32_t b = 0; b < num_blocks; ++b) {
-      const Block& block = blocks[b];
-      const bool mine = b >= first && b < end;
-      const std::int32_t length = mine ? std::max(row[block.visible_pages], block.forced_pages) : 0;
-      const std::int32_t tokens =
-          mine ? length * static_cast<std::int32_t>(kPageTokens) - block.unused_tokens : 0;
-      *list_indptr++ = static_cast<std::int32_t>(pages);
-      *list++ = {static_cast<std::int32_t>(pages), tokens};
-      const auto item_tiles = static_cast<std::int32_t>(
-          static_cast<std::uint32_t>(tokens + kv_tile - 1) / static_cast<std::uint32_t>(kv_tile));
-      for (std::int64_t i = 0; i < items_per_list; ++i) *tile++ = item_tiles;
-      pages += length;
-    }
+    const auto fill = [&](std::int32_t from, std::int32_t to, bool mine) {
+      for (std::int32_t b = from; b < to; ++b) {
+        const Block& block = blocks[b];
+        const std::int32_t length =
+            mine ? std::max<std::int32_t>(row[block.visible_pages], block.forced_pages) : 0;
+        const std::int32_t length_tokens =
+            mine ? length * static_cast<std::int32_t>(kPageTokens) - block.unused_tokens : 0;
+        *list_indptr++ = static_cast<std::int32_t>(pages);
+        *list_tokens++ = length_tokens;
+        const std::int32_t num_tiles = TilesOf(length_tokens);
+        if (num_tiles != run.tiles) {
+          if (run.count > 0) runs.push_back(run);
+          run = {num_tiles, run.first + run.count, 0};
+        }
+        run.count += per_list;
+        pages += length;
+      }
+    };
+    fill(0, first, false);
+    fill(first, end, true);
+    fill(end, num_blocks, false);
   }
+  runs.push_back(run);
   if (pages > INT32_MAX) {
     throw InvalidArgument("new_lens", ToText(pages) + " page table entries in a layer",
                           "fewer than 2^31");
@@ -214,21 +223,25 @@ std::int64_t StepPlanner::Impl::FillLists(std::int64_t layer, const std::int32_t
   return pages;
 }
 
-void StepPlanner::Impl::WriteItems(const std::int64_t* info, const IntLayout& layout) {
+void StepPlanner::Impl::WriteItems(const std::int64_t* info, const std::int32_t* list_indptr,
+                                   const IntLayout& layout) {
   std::int32_t* const qo_indptr = layout.At(info[1]);
   std::int32_t* const kv_indptr = layout.At(info[2]);
   std::int32_t* const qo_len = layout.At(info[3]);
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
-  scheduler.ForEach([&](std::int32_t position, std::int32_t index) {
+  const std::span<const std::int32_t> order = scheduler.order();
+  const auto per_list = static_cast<std::uint32_t>(items_per_list);
+  for (std::size_t position = 0; position < order.size(); ++position) {
+    const auto index = static_cast<std::uint32_t>(order[position]);
+    const std::uint32_t list = per_list == 1 ? index : index / per_list;
     const Item item = items[index];
-    const List list = lists[item.list];
     qo_indptr[position] = item.qo_indptr;
-    kv_indptr[position] = list.first_page;
+    kv_indptr[position] = list_indptr[list];
     qo_len[position] = item.qo_len;
-    kv_len[position] = list.tokens;
+    kv_len[position] = tokens[list];
     head[position] = item.head;
-  });
+  }
   std::copy(scheduler.indptr().begin(), scheduler.indptr().end(), layout.At(info[6]));
 }
 
@@ -237,14 +250,14 @@ void StepPlanner::Impl::PlanLayer(std::int64_t layer, IntLayout* layout, StepPla
   plan->list_indptr_offset[layer] = layout->Add(plan->num_lists + 1);
   plan->list_pages[layer] = FillLists(layer, plan->owned_blocks.data() + layer * num_slots * 2,
                                       layout->At(plan->list_indptr_offset[layer]));
-  scheduler.Schedule(tiles, internal::WorkMethod::kAuto);
+  scheduler.Schedule(internal::WorkMethod::kAuto);
   std::int64_t* const info = plan->plan_info.data() + layer * 9;
   info[0] = zeros_offset;
   for (int array = 1; array < 6; ++array) info[array] = layout->Add(plan->num_items);
   info[6] = layout->Add(num_ctas + 1);
   info[7] = zeros_offset;
   info[8] = 0;
-  WriteItems(info, *layout);
+  WriteItems(info, layout->At(plan->list_indptr_offset[layer]), *layout);
   plan->cta_makespan_ns[layer] =
       *std::max_element(scheduler.loads().begin(), scheduler.loads().end());
 }

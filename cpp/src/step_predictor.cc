@@ -21,6 +21,7 @@ StepPredictor::StepPredictor(const StepPlannerConfig& c)
       sums_(tables_.num_cells()),
       longest_(tables_.num_cells()),
       one_(tables_.num_cells()),
+      part_(tables_.num_cells()),
       rank_sum_(c.num_ranks),
       cuts_(c.num_layers * replicas_per_layer_) {}
 
@@ -204,46 +205,55 @@ std::int32_t StepPredictor::DivideReplica(std::int64_t cell, std::int64_t wanted
   return count;
 }
 
-/// Divides replicated groups such that the two ranks of each end up level, in order of slots, and
-/// predicts every rank's makespan.
 void StepPredictor::Divide(StepPlan* plan) {
   plan->rank_makespan_ns.resize(static_cast<std::size_t>(num_layers_ * num_ranks_));
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-    const std::int64_t first = layer * tables_.cells_per_layer();
-    const std::span<const Replica> replicas = tables_.replicas(layer);
-    std::copy_n(sums_.begin() + first, num_ranks_, rank_sum_.begin());
-    std::int64_t cell = first + num_ranks_;
-    for (const Replica& r : replicas) {
-      rank_sum_[r.rank[0]] += sums_[cell] / 2;
-      rank_sum_[r.rank[1]] += sums_[cell] - sums_[cell] / 2;
-      ++cell;
-    }
+    DivideLayer(layer);
+    PredictRanks(layer, plan);
+  }
+}
+
+/// Divides replicated groups such that the two ranks of each end up level, in order of slots;
+/// leaves the ranks' summed loads in rank_sum_.
+void StepPredictor::DivideLayer(std::int64_t layer) {
+  const std::int64_t first = layer * tables_.cells_per_layer();
+  std::copy_n(sums_.begin() + first, num_ranks_, rank_sum_.begin());
+  std::int64_t cell = first + num_ranks_;
+  for (const Replica& r : tables_.replicas(layer)) {
+    rank_sum_[r.rank[0]] += sums_[cell] / 2;
+    rank_sum_[r.rank[1]] += sums_[cell] - sums_[cell] / 2;
+    ++cell;
+  }
+  cell = first + num_ranks_;
+  std::int32_t* cut = cuts_.data() + layer * replicas_per_layer_;
+  for (const Replica& r : tables_.replicas(layer)) {
+    const std::int64_t total = sums_[cell];
+    std::int64_t& lower = rank_sum_[r.rank[0]];
+    std::int64_t& upper = rank_sum_[r.rank[1]];
+    lower -= total / 2;
+    upper -= total - total / 2;
+    const std::int64_t wanted = std::clamp((upper + total - lower) / 2, std::int64_t{0}, total);
+    std::int64_t given = 0;
+    *cut++ = DivideReplica(cell++, wanted, &given);
+    lower += given;
+    upper += total - given;
+  }
+}
+
+void StepPredictor::PredictRanks(std::int64_t layer, StepPlan* plan) const {
+  const std::int64_t first = layer * tables_.cells_per_layer();
+  const std::span<const Replica> replicas = tables_.replicas(layer);
+  for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
+    std::int64_t longest = longest_[first + rank];
     for (std::size_t k = 0; k < replicas.size(); ++k) {
-      const Replica& r = replicas[k];
-      const std::int64_t total = sums_[first + num_ranks_ + static_cast<std::int64_t>(k)];
-      std::int64_t& lower = rank_sum_[r.rank[0]];
-      std::int64_t& upper = rank_sum_[r.rank[1]];
-      lower -= total / 2;
-      upper -= total - total / 2;
-      const std::int64_t wanted = std::clamp((upper + total - lower) / 2, std::int64_t{0}, total);
-      std::int64_t given = 0;
-      cuts_[layer * replicas_per_layer_ + static_cast<std::int64_t>(k)] =
-          DivideReplica(first + num_ranks_ + static_cast<std::int64_t>(k), wanted, &given);
-      lower += given;
-      upper += total - given;
-    }
-    for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
-      std::int64_t longest = longest_[first + rank];
-      for (std::size_t k = 0; k < replicas.size(); ++k) {
-        const std::int32_t at = cut(layer, k);
-        const bool lower = replicas[k].rank[0] == rank && at > 0;
-        const bool upper = replicas[k].rank[1] == rank && at < plan->num_blocks;
-        if (lower || upper) {
-          longest = std::max(longest, longest_[first + num_ranks_ + static_cast<std::int64_t>(k)]);
-        }
+      const std::int32_t at = cut(layer, k);
+      const bool lower = replicas[k].rank[0] == rank && at > 0;
+      const bool upper = replicas[k].rank[1] == rank && at < plan->num_blocks;
+      if (lower || upper) {
+        longest = std::max(longest, longest_[first + num_ranks_ + static_cast<std::int64_t>(k)]);
       }
-      plan->rank_makespan_ns[layer * num_ranks_ + rank] = MakespanOf(rank_sum_[rank], longest);
     }
+    plan->rank_makespan_ns[layer * num_ranks_ + rank] = MakespanOf(rank_sum_[rank], longest);
   }
 }
 
@@ -255,15 +265,23 @@ void StepPredictor::DecodeLoads(std::span<const std::int64_t> kv_lens,
     throw InvalidArgument("loads", ToText(static_cast<std::int64_t>(loads.size())) + " elements",
                           "num_layers * num_ranks = " + ToText(num_layers_ * num_ranks_));
   }
-  std::fill(one_.begin(), one_.end(), 0);
   for (std::int64_t i = 0; i < num_requests; ++i) {
     if (kv_lens[i] < 0 || kv_lens[i] >= max_tokens_) {
       throw InvalidArgument(ElementName("kv_lens", {i}), ToText(kv_lens[i]),
                             "0 to max_pages * 64 - 1 = " + ToText(max_tokens_ - 1));
     }
-    const std::int64_t* const row = tables_.BlockLoads(kv_lens[i] / kPageTokens + 1).data();
-    std::int64_t* const sum = one_.data();
-    for (std::int64_t cell = 0; cell < tables_.num_cells(); ++cell) sum[cell] += row[cell];
+  }
+  std::fill(one_.begin(), one_.end(), 0);
+  // uint32 holds at least two rows of the table, usually hundreds.
+  const std::int64_t rows_that_fit = UINT32_MAX / tables_.LargestBlockLoad();
+  for (std::int64_t i = 0; i < num_requests; i += rows_that_fit) {
+    std::fill(part_.begin(), part_.end(), 0);
+    for (std::int64_t j = i; j < std::min(i + rows_that_fit, num_requests); ++j) {
+      const std::uint32_t* const row = tables_.BlockLoads(kv_lens[j] / kPageTokens + 1).data();
+      std::uint32_t* const sum = part_.data();
+      for (std::int64_t cell = 0; cell < tables_.num_cells(); ++cell) sum[cell] += row[cell];
+    }
+    for (std::size_t cell = 0; cell < part_.size(); ++cell) one_[cell] += part_[cell];
   }
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
     const std::int64_t first = layer * tables_.cells_per_layer();

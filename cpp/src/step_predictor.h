@@ -52,6 +52,8 @@ class StepPredictor {
   bool PaysAlone(std::size_t request);
   void MakeBlocks(const StepPlan& plan);
   void Divide(StepPlan* plan);
+  void DivideLayer(std::int64_t layer);
+  void PredictRanks(std::int64_t layer, StepPlan* plan) const;
   std::int32_t DivideReplica(std::int64_t cell, std::int64_t wanted, std::int64_t* given) const;
   std::int64_t SparseCost() const;
   std::int64_t DenseCost(std::size_t request) const;
@@ -77,6 +79,7 @@ class StepPredictor {
   std::vector<std::int64_t> sums_;      // [num_cells], of the sparse requests
   std::vector<std::int64_t> longest_;   // [num_cells], of the sparse requests
   std::vector<std::int64_t> one_;       // [num_cells]
+  std::vector<std::uint32_t> part_;     // [num_cells]
   std::vector<std::int64_t> rank_sum_;  // [num_ranks]
   std::int64_t visible_ = 0;            // sum of visible pages over sparse blocks
   std::vector<Block> blocks_;

@@ -11,10 +11,8 @@ namespace {
 
 constexpr std::int64_t kMaxStepLayers = 1024;
 constexpr std::int64_t kMaxStepHeads = 1024;
-constexpr std::int64_t kMaxStepPages = std::int64_t{1} << 16;
+constexpr std::int64_t kMaxStepPages = UINT16_MAX;  // list lengths are kept as uint16
 constexpr std::int64_t kMaxTableCells = std::int64_t{1} << 26;
-/// With at most kMaxStepBlocks blocks in a step, sums of loads stay below 2^62.
-constexpr std::int64_t kMaxBlockLoad = (std::int64_t{1} << 62) / kMaxStepBlocks;
 constexpr std::int64_t kMaxStepRanks = 256;
 
 void CheckSize(std::string_view argument, std::span<const std::int32_t> values,
@@ -48,9 +46,9 @@ void CheckExtent(const StepPlannerConfig& c) {
   const std::int64_t rate = std::max(c.cost.kv_tile_ns, c.cost.dense_kv_tile_ns);
   const std::int64_t tiles = c.max_pages * kPageTokens / TileShapeOf(c.head_dim).kv_tokens + 1;
   const std::int64_t load = c.cost.item_ns + rate * tiles;
-  if (load > kMaxBlockLoad / (c.num_layers * c.num_qo_heads)) {
+  if (load > kMaxBlockLoad / c.num_qo_heads) {
     throw InvalidArgument("cost", ToText(load) + " ns for the longest item",
-                          "loads that add up below 2^62");
+                          "at most 2^31 / num_qo_heads");
   }
 }
 
@@ -131,6 +129,7 @@ LoadTables::LoadTables(const StepPlannerConfig& config)
                 first + config.num_ranks + static_cast<std::int64_t>(k));
     }
   }
+  largest_block_load_ = *std::max_element(block_loads_.begin(), block_loads_.end());
   FillPrefixSums(config);
 }
 
@@ -177,9 +176,10 @@ void LoadTables::FillGroup(const StepPlannerConfig& c, std::int64_t layer, std::
       sum += load;
       longest = std::max(longest, load);
     }
-    block_loads_[n * num_cells_ + cell] += c.shared_lists ? longest * group_size : sum;
-    std::int64_t& most = longest_[n * num_cells_ + cell];
-    most = std::max(most, longest);
+    block_loads_[n * num_cells_ + cell] +=
+        static_cast<std::uint32_t>(c.shared_lists ? longest * group_size : sum);
+    std::uint32_t& most = longest_[n * num_cells_ + cell];
+    most = std::max(most, static_cast<std::uint32_t>(longest));
   }
 }
 
@@ -212,7 +212,7 @@ void LoadTables::AddLoads(const Extent& e, std::int64_t sign, std::span<std::int
   const std::int64_t last = EndBlock(e) - 1;
   const std::int64_t* const from = Row(prefix_sums_, FirstBlock(e)).data();
   const std::int64_t* const to = Row(prefix_sums_, last).data();
-  const std::int64_t* const end = BlockLoads(VisiblePages(e, last)).data();
+  const std::uint32_t* const end = BlockLoads(VisiblePages(e, last)).data();
   std::int64_t* const sum = sums.data();
   for (std::int64_t cell = 0; cell < num_cells_; ++cell) {
     sum[cell] += sign * (to[cell] - from[cell] + end[cell]);
@@ -222,9 +222,9 @@ void LoadTables::AddLoads(const Extent& e, std::int64_t sign, std::span<std::int
 void LoadTables::RaiseLongest(const Extent& e, std::span<std::int64_t> longest) const {
   std::int64_t* const most = longest.data();
   for (std::int64_t block = FirstBlock(e); block < EndBlock(e); ++block) {
-    const std::int64_t* const row = LongestItems(VisiblePages(e, block)).data();
+    const std::uint32_t* const row = LongestItems(VisiblePages(e, block)).data();
     for (std::int64_t cell = 0; cell < num_cells_; ++cell) {
-      most[cell] = std::max(most[cell], row[cell]);
+      most[cell] = std::max(most[cell], std::int64_t{row[cell]});
     }
   }
 }

@@ -9,6 +9,8 @@
 
 namespace shplb::internal {
 
+/// Largest load (ns) of all heads of one query block; sums of two fit uint32.
+inline constexpr std::int64_t kMaxBlockLoad = std::int64_t{1} << 31;
 inline constexpr std::int64_t kMaxStepBlocks = std::int64_t{1} << 20;
 
 /// A KV group that two ranks hold: they divide its query blocks.
@@ -42,9 +44,11 @@ class LoadTables {
   std::int64_t VisiblePages(const Extent& e, std::int64_t block) const;
 
   /// Items' loads of a block that sees n pages, summed per cell [num_cells], ns.
-  std::span<const std::int64_t> BlockLoads(std::int64_t n) const { return Row(block_loads_, n); }
+  std::span<const std::uint32_t> BlockLoads(std::int64_t n) const { return Row(block_loads_, n); }
+  /// Largest value of that table, >= 1.
+  std::int64_t LargestBlockLoad() const { return largest_block_load_; }
   /// Longest item of such a block per cell [num_cells], ns.
-  std::span<const std::int64_t> LongestItems(std::int64_t n) const { return Row(longest_, n); }
+  std::span<const std::uint32_t> LongestItems(std::int64_t n) const { return Row(longest_, n); }
 
   /// sums[cell] += sign * loads of the request's items.
   void AddLoads(const Extent& e, std::int64_t sign, std::span<std::int64_t> sums) const;
@@ -56,7 +60,8 @@ class LoadTables {
   std::int64_t VisibleSum(const Extent& e) const;
 
  private:
-  std::span<const std::int64_t> Row(const std::vector<std::int64_t>& table, std::int64_t n) const {
+  template <class T>
+  std::span<const T> Row(const std::vector<T>& table, std::int64_t n) const {
     return {table.data() + n * num_cells_, static_cast<std::size_t>(num_cells_)};
   }
   void FindReplicas(const StepPlannerConfig& config);
@@ -70,9 +75,10 @@ class LoadTables {
   std::int64_t kv_tile_;
   std::int64_t cells_per_layer_ = 0;
   std::int64_t num_cells_ = 0;
+  std::int64_t largest_block_load_ = 1;
   std::vector<std::vector<Replica>> replicas_;  // [num_layers]
-  std::vector<std::int64_t> block_loads_;       // [max_pages + 1, num_cells]
-  std::vector<std::int64_t> longest_;           // [max_pages + 1, num_cells]
+  std::vector<std::uint32_t> block_loads_;      // [max_pages + 1, num_cells]
+  std::vector<std::uint32_t> longest_;          // [max_pages + 1, num_cells]
   std::vector<std::int64_t> prefix_sums_;       // [full blocks + 1, num_cells]
   std::vector<std::int64_t> dense_sums_;        // [full blocks + 1]
   std::vector<std::int64_t> dense_loads_;       // [max_pages + 1]

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "int_layout.h"
 #include "shplb/error.h"
@@ -23,11 +24,24 @@ void CheckSize(std::string_view argument, std::span<const std::int32_t> values,
                         ToText(static_cast<std::int64_t>(expected)) + ", as kv_lens");
 }
 
-void CheckElement(bool good, std::string_view argument, std::size_t i, std::int32_t got,
-                  std::string_view expected) {
-  if (good) return;
+[[noreturn]] void Refuse(std::string_view argument, std::size_t i, std::int32_t got,
+                         const std::string& expected) {
   throw InvalidArgument(ElementName(argument, {static_cast<std::int64_t>(i)}),
                         ToText(std::int64_t{got}), expected);
+}
+
+void CheckItem(const WorkPlanProblem& p, std::size_t i, std::int64_t tile_rows) {
+  const std::int32_t rows = p.qo_lens[i];
+  const std::int32_t tokens = p.kv_lens[i];
+  if (rows < 1 || rows > tile_rows) {
+    Refuse("qo_lens", i, rows, "1 to " + ToText(tile_rows) + " rows");
+  }
+  if (tokens != 0 && (tokens < rows || tokens > kMaxListTokens)) {
+    Refuse("kv_lens", i, tokens, "0, or at least qo_lens and at most 2^24 tokens");
+  }
+  if (p.qo_indptr[i] < 0) Refuse("qo_indptr", i, p.qo_indptr[i], "a row >= 0");
+  if (p.kv_indptr[i] < 0) Refuse("kv_indptr", i, p.kv_indptr[i], "an entry >= 0");
+  if (p.head_indices[i] < 0) Refuse("head_indices", i, p.head_indices[i], "a head >= 0");
 }
 
 void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
@@ -40,17 +54,7 @@ void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   CheckSize("qo_lens", p.qo_lens, p.kv_lens.size());
   CheckSize("kv_indptr", p.kv_indptr, p.kv_lens.size());
   CheckSize("head_indices", p.head_indices, p.kv_lens.size());
-  for (std::size_t i = 0; i < p.kv_lens.size(); ++i) {
-    const std::int32_t rows = p.qo_lens[i];
-    const std::int32_t tokens = p.kv_lens[i];
-    CheckElement(rows >= 1 && rows <= tile.query_rows, "qo_lens", i, rows,
-                 "1 to " + ToText(tile.query_rows) + " rows");
-    CheckElement(tokens == 0 || (tokens >= rows && tokens <= kMaxListTokens), "kv_lens", i, tokens,
-                 "0, or at least qo_lens and at most 2^24 tokens");
-    CheckElement(p.qo_indptr[i] >= 0, "qo_indptr", i, p.qo_indptr[i], "a row >= 0");
-    CheckElement(p.kv_indptr[i] >= 0, "kv_indptr", i, p.kv_indptr[i], "an entry >= 0");
-    CheckElement(p.head_indices[i] >= 0, "head_indices", i, p.head_indices[i], "a head >= 0");
-  }
+  for (std::size_t i = 0; i < p.kv_lens.size(); ++i) CheckItem(p, i, tile.query_rows);
   const std::int64_t bytes = WorkPlanBytes(num_items, p.num_ctas);
   if (static_cast<std::int64_t>(buffer.size()) < bytes) {
     throw InvalidArgument("out", ToText(static_cast<std::int64_t>(buffer.size())) + " bytes",
@@ -82,27 +86,40 @@ WorkMethod MethodOf(WorkPlanMethod method) {
   return WorkMethod::kAuto;
 }
 
+/// Runs of consecutive items with equally many tiles.
+void FillRuns(const WorkPlanProblem& p, std::vector<internal::WorkRun>* runs) {
+  const auto kv_tokens = static_cast<std::int32_t>(TileShapeOf(p.head_dim).kv_tokens);
+  runs->clear();
+  for (std::size_t i = 0; i < p.kv_lens.size(); ++i) {
+    const std::int32_t tiles = (p.kv_lens[i] + kv_tokens - 1) / kv_tokens;
+    if (runs->empty() || runs->back().tiles != tiles) {
+      runs->push_back({tiles, static_cast<std::int32_t>(i), 0});
+    }
+    ++runs->back().count;
+  }
+}
+
 /// Mean, longest item, and: of the k * ctas + 1 longest items some CTA has k + 1.
-std::int64_t LowerBound(std::span<const std::int32_t> sorted, std::span<const std::int32_t> tiles,
-                        const WorkPlanProblem& p) {
-  const auto load = [&](std::int64_t position) {
-    return p.cost.item_ns +
-           p.cost.kv_tile_ns *
-               tiles[static_cast<std::size_t>(sorted[static_cast<std::size_t>(position)])];
+std::int64_t LowerBound(std::span<const internal::WorkRun> sorted, const WorkPlanProblem& p) {
+  const auto load = [&](const internal::WorkRun& run) {
+    return p.cost.item_ns + p.cost.kv_tile_ns * run.tiles;
   };
-  const auto num_items = static_cast<std::int64_t>(sorted.size());
   std::int64_t sum = 0;
-  for (std::int64_t i = 0; i < num_items; ++i) sum += load(i);
-  std::int64_t bound = (sum + p.num_ctas - 1) / p.num_ctas;
-  for (std::int64_t k = 0; k * p.num_ctas < num_items; ++k) {
-    std::int64_t together = 0;
-    for (std::int64_t i = 0; i <= k; ++i) together += load(k * p.num_ctas - i);
-    bound = std::max(bound, together);
+  for (const internal::WorkRun& run : sorted) sum += load(run) * run.count;
+  std::int64_t bound = std::max((sum + p.num_ctas - 1) / p.num_ctas, load(sorted[0]));
+  std::int64_t position = 0;  // of the run's first item
+  std::int64_t last = 0;      // k * ctas of the latest bound, whose item is the longest left over
+  for (const internal::WorkRun& run : sorted) {
+    position += run.count;
+    for (; last + p.num_ctas < position; last += p.num_ctas) {
+      // The k + 1 items that end at this one are at least as long as it.
+      bound = std::max(bound, load(run) * ((last + p.num_ctas) / p.num_ctas + 1));
+    }
   }
   return bound;
 }
 
-void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkScheduler* scheduler,
+void Write(const WorkPlanProblem& p, const IntLayout& layout, const WorkScheduler& scheduler,
            WorkPlan* plan) {
   const PlanInfo& info = plan->plan_info;
   const std::size_t num_items = p.kv_lens.size();
@@ -114,15 +131,17 @@ void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkScheduler* sch
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
   plan->order.resize(num_items);
-  scheduler->ForEach([&](std::int32_t position, std::int32_t item) {
+  const auto order = scheduler.order();
+  plan->order.assign(order.begin(), order.end());
+  for (std::size_t position = 0; position < num_items; ++position) {
+    const auto item = static_cast<std::size_t>(order[position]);
     qo_indptr[position] = p.qo_indptr[item];
     kv_indptr[position] = p.kv_indptr[item];
     qo_len[position] = p.qo_lens[item];
     kv_len[position] = p.kv_lens[item];
     head[position] = p.head_indices[item];
-    plan->order[position] = item;
-  });
-  std::copy(scheduler->indptr().begin(), scheduler->indptr().end(), layout.At(info[6]));
+  }
+  std::copy(scheduler.indptr().begin(), scheduler.indptr().end(), layout.At(info[6]));
 }
 
 }  // namespace
@@ -137,21 +156,17 @@ std::int64_t WorkPlanBytes(std::int64_t num_items, std::int64_t num_ctas) {
 
 WorkPlan PlanWork(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   Validate(p, buffer);
-  const std::int64_t kv_tokens = TileShapeOf(p.head_dim).kv_tokens;
-  std::vector<std::int32_t> tiles(p.kv_lens.size());
-  for (std::size_t i = 0; i < tiles.size(); ++i) {
-    tiles[i] = static_cast<std::int32_t>((p.kv_lens[i] + kv_tokens - 1) / kv_tokens);
-  }
   WorkScheduler scheduler(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
-  scheduler.Schedule(tiles, MethodOf(p.method));
+  FillRuns(p, &scheduler.runs());
+  scheduler.Schedule(MethodOf(p.method));
   IntLayout layout(buffer);
   WorkPlan plan;
   plan.plan_info = Layout(static_cast<std::int64_t>(p.kv_lens.size()), p.num_ctas, &layout);
   plan.num_bytes = layout.used();
-  Write(p, layout, &scheduler, &plan);
+  Write(p, layout, scheduler, &plan);
   plan.cta_loads.assign(scheduler.loads().begin(), scheduler.loads().end());
   plan.makespan_ns = *std::max_element(plan.cta_loads.begin(), plan.cta_loads.end());
-  plan.lower_bound_ns = LowerBound(scheduler.sorted(), tiles, p);
+  plan.lower_bound_ns = LowerBound(scheduler.sorted_runs(), p);
   return plan;
 }
 

@@ -7,15 +7,25 @@ Importing this package needs numpy only: no torch, CUDA or SGLang.
 from shplb._core import Infeasible, InvalidArgument
 from shplb.budget import Budgets, allocate_budgets
 from shplb.placement import Placement, place_heads
+from shplb.planner import CostModel, StepPlan, StepPlanner, WorkPlan, plan_work, work_plan_bytes
+from shplb.simulator import Simulation, simulate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budgets",
+    "CostModel",
     "Infeasible",
     "InvalidArgument",
     "Placement",
+    "Simulation",
+    "StepPlan",
+    "StepPlanner",
+    "WorkPlan",
     "__version__",
     "allocate_budgets",
     "place_heads",
+    "plan_work",
+    "simulate",
+    "work_plan_bytes",
 ]

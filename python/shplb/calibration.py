@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a HeadProfile of a model: choose texts, run them through SGLang, put the ranks' curves together."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from shplb.container import FileFormatError
-from shplb.model import ModelShape, fingerprint, read_config
+from shplb.errors import UserError
+from shplb.model import Fingerprint, ModelShape, fingerprint, read_config
+from shplb.processes import ManagedProcess
 from shplb.profile import DENSITIES, HeadProfile
-from shplb.recording import CurveSums, ProfileRequest
+from shplb.recording import CurveSums, ProfileJob, ProfileRequest
+from shplb.sglang.cpu import cpu_environment
 from shplb.sparsity import SparsityRule, query_block_size
 from shplb.texts import Document, calibration_documents, documents_hash, user_documents
 
 
-class CalibrationError(RuntimeError):
+class CalibrationError(UserError):
     """A profile that can't be made; the message is one sentence."""
 
 
@@ -30,13 +36,29 @@ def default_lengths(longest: int) -> tuple[int, ...]:
     return (*(length for length in lengths if length < longest), longest)
 
 
-def choose_documents(
-    model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int
-) -> list[Document]:
+def check_request(model_dir: Path, *, lengths: tuple[int, ...], limit: int, tp_size: int, device: str) -> None:
+    """Refuse what can't be profiled before anything slow begins; CalibrationError in one sentence."""
+    model = ModelShape.from_config(read_config(model_dir))
+    shortest = query_block_size(model.head_dim)
+    if lengths[0] < shortest:
+        raise CalibrationError(f"a length of {lengths[0]} tokens is too short, expected a query block of {shortest}.")
+    if limit < 1:
+        raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
+    if tp_size < 1 or model.num_kv_heads % tp_size:
+        raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
+    if device not in ("cuda", "cpu"):
+        raise CalibrationError(f"--device is {device}, expected cuda or cpu.")
+
+
+def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
     """Calibration documents of ``num_tokens`` tokens: the user's texts, or the shipped mix."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CalibrationError(f"the tokenizer of {model_dir} can't be loaded ({reason}); put it there.") from None
     if texts is not None:
         return user_documents(texts, num_tokens, tokenizer)[:limit]
     return calibration_documents(num_tokens, tokenizer, limit=limit)
@@ -63,24 +85,41 @@ def profile_model(
     rule = SparsityRule(query_block=query_block_size(model.head_dim))
     names = {f"document{index:03d}": document for index, document in enumerate(documents)}
     request = ProfileRequest(documents=tuple(names), lengths=lengths, rule=rule)
-    digest = documents_hash(documents)
-    folder = work_dir / f"{digest[:16]}-{'-'.join(map(str, lengths))}-tp{tp_size}"
+    digest, identity = documents_hash(documents), fingerprint(model_dir)
+    # What is measured names the folder, so that work left by another run can't slip into this one.
+    key = hashlib.sha256(f"{identity}{digest}{request}{tp_size}{dtype}".encode()).hexdigest()
+    folder = work_dir / key[:20]
     request.save(folder)
-    missing = {}
-    for name, document in names.items():
-        if (folder / f"{name}.done").exists():
-            on_document(document.name)
-        else:
-            missing[name] = document.token_ids
-    if missing:
-        from shplb.sglang.engine import profile_documents
-
-        for name in profile_documents(str(model_dir), missing, folder, tp_size=tp_size, device=device, dtype=dtype):
-            (folder / f"{name}.done").touch()
-            on_document(names[name].name)
-    profile = _assemble(folder, names, request, tp_size, model, model_dir, digest)
-    shutil.rmtree(folder)
+    _record(folder, names, ProfileJob(str(model_dir), tp_size, device, dtype, {}), on_document)
+    profile = _assemble(folder, names, request, tp_size, model, identity, digest)
+    shutil.rmtree(work_dir)
     return profile
+
+
+def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_document: Callable[[str], None]) -> None:
+    """Run the worker for the documents that are not done yet, and report each as it is."""
+    for name in names:
+        if job.is_done(folder, name):
+            on_document(names[name].name)
+    missing = {name: names[name].token_ids for name in names if not job.is_done(folder, name)}
+    if not missing:
+        return
+    msgspec.structs.replace(job, documents=missing).save(folder)
+    waiting = list(missing)
+    log = folder.with_name(folder.name + ".log")
+    command = [sys.executable, "-m", "shplb.sglang.profile_worker", str(folder)]
+    env = cpu_environment(job.tp_size) if job.device == "cpu" else {}
+    with ManagedProcess(command, log=log, env=env) as worker:
+        while waiting:
+            ended = worker.returncode is not None
+            for name in [name for name in waiting if job.is_done(folder, name)]:
+                waiting.remove(name)
+                on_document(names[name].name)
+            if ended and waiting:
+                raise CalibrationError(
+                    f"SGLang ended before {names[waiting[0]].name} was profiled; its log {log} ends:\n{worker.tail()}"
+                )
+            time.sleep(0.2)
 
 
 def _assemble(
@@ -89,7 +128,7 @@ def _assemble(
     request: ProfileRequest,
     tp_size: int,
     model: ModelShape,
-    model_dir: Path,
+    identity: Fingerprint,
     digest: str,
 ) -> HeadProfile:
     recovery, error, rows = [], [], []
@@ -105,7 +144,7 @@ def _assemble(
         rows.append(counts)
     return HeadProfile(
         model=model,
-        fingerprint=fingerprint(model_dir),
+        fingerprint=identity,
         rule=request.rule,
         documents=tuple(document.name for document in names.values()),
         documents_hash=digest,

@@ -35,18 +35,17 @@ def profile(
     dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
 ) -> None:
     """Measure what every head loses at every density, through SGLang's engine with dense attention."""
-    from shplb.calibration import choose_documents, default_lengths, profile_model
+    from shplb.calibration import check_request, choose_documents, default_lengths, profile_model
 
     wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
     if device == "auto":
         from shplb.sglang.cpu import detect_device
 
         device = detect_device()
+    check_request(model_path, lengths=wanted, limit=documents, tp_size=tp, device=device)
     chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
-    with Progress(
-        TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[name]}"),
-        console=console,
-    ) as bar:  # fmt: skip
+    columns = (TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[name]}"), console=console) as bar:
         task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
         result = profile_model(
             model_path,
@@ -114,8 +113,18 @@ def pad(
     console.print(f"wrote {pad_kv_groups(model_path, out, kv_heads)}")
 
 
+@app.command()
+def quickstart(
+    folder: Annotated[Path | None, typer.Option(help="Where files go (default: .cache/quickstart).")] = None,
+) -> None:
+    """Profile, plan and serve SmolLM2-135M with S-HPLB, and ask it a long question."""
+    from shplb.quickstart.run import default_folder, run
+
+    run(default_folder() if folder is None else folder)
+
+
 def parse_lengths(text: str) -> tuple[int, ...]:
-    """"1024,4096" -> (1024, 4096); ValueError in one sentence for anything else."""
+    """ "1024,4096" -> (1024, 4096); ValueError in one sentence for anything else."""
     try:
         lengths = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -127,11 +136,11 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     """Console entry: a user's mistake is one sentence and exit code 1, never a traceback."""
-    from shplb.calibration import CalibrationError
+    from shplb.errors import UserError
 
     try:
         app()
-    except (ValueError, CalibrationError) as error:
+    except (ValueError, OSError, UserError) as error:
         console.print(f"shplb: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One way to store arrays and facts on disk: safetensors with JSON metadata, versioned, checksummed, written atomically.
+"""Arrays and facts in one file on disk: safetensors with JSON metadata, versioned, checksummed, written atomically.
 
 HeadProfile and ServingPlan share it, so that a damaged, truncated, foreign or future file gives the same clear
 sentence everywhere. No pickle: reading an untrusted file can't run code.
@@ -72,16 +72,7 @@ def load_container(path: Path, kind: str, version: int) -> tuple[dict[str, np.nd
         FileFormatError: the file is missing, truncated, damaged, of another kind, or of a version this release
             does not read; the message says which and what to do.
     """
-    if not path.is_file():
-        raise FileFormatError(f"{path} is not a file: give the path of a {kind} made by shplb.")
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            raw = (stream.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is damaged or not a {kind} ({error}): make it again with shplb.") from None
-    if raw is None:
-        raise FileFormatError(f"{path} is a safetensors file but not a {kind}: give a file made by shplb.")
+    raw, tensors = _read(path, kind)
     facts = _parse_facts(path, kind, raw)
     if facts.get("kind") != kind:
         raise FileFormatError(f"{path} is a {facts.get('kind')}, but a {kind} is needed here.")
@@ -93,6 +84,22 @@ def load_container(path: Path, kind: str, version: int) -> tuple[dict[str, np.nd
     if content_hash(tensors, facts) != facts.get("content_hash"):
         raise FileFormatError(f"{path} is damaged: its checksum does not match its content; make it again with shplb.")
     return tensors, facts
+
+
+def _read(path: Path, kind: str) -> tuple[str, dict[str, np.ndarray]]:
+    try:
+        if not path.is_file():
+            raise FileFormatError(f"{path} is not a file: give the path of a {kind} made by shplb.")
+        with safe_open(path, framework="numpy") as stream:
+            raw = (stream.metadata() or {}).get(METADATA_KEY)
+            if raw is None:
+                raise FileFormatError(f"{path} is a safetensors file but not a {kind}: give a file made by shplb.")
+            return raw, {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+    except FileFormatError:
+        raise
+    # A TypeError stands for a dtype that numpy lacks, such as bfloat16.
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{path} is damaged or not a {kind} ({error}): make it again with shplb.") from None
 
 
 def _parse_facts(path: Path, kind: str, raw: str) -> dict[str, Any]:

@@ -34,6 +34,18 @@ class ModelShape(msgspec.Struct, frozen=True):
     hidden_size: int
     inert_kv_heads: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        sizes = (self.num_layers, self.num_qo_heads, self.num_kv_heads, self.head_dim, self.hidden_size)
+        if min(sizes) < 1 or self.num_qo_heads % self.num_kv_heads:
+            raise UnsupportedModelError(
+                f"{self.num_layers} layers, {self.num_qo_heads} query heads over {self.num_kv_heads} KV heads of size "
+                f"{self.head_dim} at hidden size {self.hidden_size} do not form whole groups: check the config.json."
+            )
+        if not set(self.inert_kv_heads) <= set(range(self.num_kv_heads)):
+            raise UnsupportedModelError(
+                f"{INERT_KEY} is {list(self.inert_kv_heads)}, expected heads below {self.num_kv_heads}: pad it again."
+            )
+
     @property
     def group_size(self) -> int:
         return self.num_qo_heads // self.num_kv_heads
@@ -56,17 +68,18 @@ class ModelShape(msgspec.Struct, frozen=True):
                 f"S-HPLB does not serve sliding-window attention (sliding_window={config['sliding_window']}): "
                 "serve this model without --enable-shplb."
             )
-        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        kv_heads = int(config.get("num_key_value_heads") or heads)
-        if heads % kv_heads:
+        sizes = [config.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise UnsupportedModelError(
-                f"{heads} query heads do not form whole groups over {kv_heads} KV heads: check the model's config.json."
+                f"num_hidden_layers, num_attention_heads and hidden_size are {sizes}, expected positive integers: "
+                "check the model's config.json."
             )
+        layers, heads, hidden = map(int, sizes)  # type: ignore[arg-type]
         return cls(
             architecture=architecture,
-            num_layers=int(config["num_hidden_layers"]),
+            num_layers=layers,
             num_qo_heads=heads,
-            num_kv_heads=kv_heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
             hidden_size=hidden,
             inert_kv_heads=tuple(int(head) for head in config.get(INERT_KEY) or ()),
@@ -86,8 +99,8 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return bool(self.weights and other.weights and self.weights != other.weights)
 
 
-# Fields that change what attention computes; a renamed folder, another dtype or a new transformers version do not.
-_IDENTITY_FIELDS = (
+#: Fields that change what attention computes; a renamed folder, another dtype or a new transformers version do not.
+IDENTITY_FIELDS = (
     "architectures", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
     "intermediate_size", "vocab_size", "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings",
     "sliding_window", INERT_KEY,
@@ -96,7 +109,7 @@ _IDENTITY_FIELDS = (
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 (hex) over the config fields that define the function of the model."""
-    identity = {key: config[key] for key in _IDENTITY_FIELDS if config.get(key) is not None}
+    identity = {key: config[key] for key in IDENTITY_FIELDS if config.get(key) is not None}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,10 +126,11 @@ def weights_hash(model_dir: Path) -> str:
         size = shard.stat().st_size
         digest.update(f"{shard.name}:{size}".encode())
         with shard.open("rb") as stream:
-            header = stream.read(8 + int.from_bytes(stream.read(8), "little"))
-            digest.update(header)
+            # A file that is not safetensors may claim any length; it is refused elsewhere.
+            start = min(8 + int.from_bytes(stream.read(8), "little"), size)
+            digest.update(stream.read(max(start - 8, 0)))
             for index in range(_SAMPLES_PER_SHARD):
-                stream.seek(len(header) + (size - len(header)) * index // _SAMPLES_PER_SHARD)
+                stream.seek(start + (size - start) * index // _SAMPLES_PER_SHARD)
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
@@ -126,9 +140,11 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     path = model_dir / "config.json"
     try:
         config = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"{path} can't be read ({error}): give a Hugging Face model folder.") from None
-    return dict(config)
+    if not isinstance(config, dict):
+        raise UnsupportedModelError(f"{path} is not a JSON object: give a Hugging Face model folder.")
+    return config
 
 
 def fingerprint(model_dir: Path, config: Mapping[str, Any] | None = None) -> Fingerprint:

@@ -62,7 +62,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
         as placed, or as stock SGLang would shard."""
         if not contiguous:
             loads = np.take_along_axis(loads, self.physical_to_logical, axis=1)
-        return loads.reshape(len(loads), self.tp_size, -1).sum(axis=2)
+        return np.asarray(loads.reshape(len(loads), self.tp_size, -1).sum(axis=2))
 
     def save(self, path: Path) -> str:
         """Write atomically; returns the content hash."""
@@ -130,4 +130,4 @@ class _Header(msgspec.Struct):
 def expand_groups(groups: np.ndarray, group_size: int) -> np.ndarray:
     """Query heads of KV groups: ``[..., n]`` -> ``[..., n * group_size]``, group by group."""
     heads = groups[..., None] * group_size + np.arange(group_size, dtype=groups.dtype)
-    return heads.reshape(*groups.shape[:-1], -1)
+    return np.asarray(heads.reshape(*groups.shape[:-1], -1))

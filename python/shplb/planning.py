@@ -99,7 +99,7 @@ def group_loads(budgets: np.ndarray, profile: HeadProfile, rule: SparsityRule) -
     kept = table.keep(-(-ends // PAGE_SIZE), forced).astype(np.int64).sum(axis=2)
     loads = kept.reshape(model.num_layers, model.num_kv_heads, model.group_size).sum(axis=2)
     loads[:, list(model.inert_kv_heads)] = 0
-    return loads
+    return np.asarray(loads)
 
 
 def count_bound(num_kv_heads: int, num_inert: int, tp_size: int) -> float:

@@ -10,6 +10,7 @@ Two curves are measured at the same kept pages (those the served page selection 
 """
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -52,7 +53,7 @@ class HeadProfile(msgspec.Struct, frozen=True):
         """Row-weighted mean over documents of ``error`` or ``recovery``: float64 [layers, heads, lengths, points]."""
         weights = self.rows.astype(np.float64)
         weights = weights / np.maximum(weights.sum(axis=0), 1.0)
-        return np.einsum("dn,dlhnp->lhnp", weights, getattr(self, name).astype(np.float64))
+        return np.asarray(np.einsum("dn,dlhnp->lhnp", weights, getattr(self, name).astype(np.float64)))
 
     @property
     def inert(self) -> np.ndarray:
@@ -74,7 +75,7 @@ class HeadProfile(msgspec.Struct, frozen=True):
         tensors, facts = load_container(path, KIND, FORMAT_VERSION)
         try:
             model = msgspec.convert(facts["model"], ModelShape)
-            header = {
+            header: dict[str, Any] = {
                 "model": model,
                 "fingerprint": msgspec.convert(facts["fingerprint"], Fingerprint),
                 "rule": msgspec.convert(facts["rule"], SparsityRule),

@@ -13,6 +13,7 @@ from shplb.sparsity import SparsityRule
 KIND = "CurveSums"
 FORMAT_VERSION = 1
 _REQUEST = "request.json"
+_JOB = "job.json"
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):
@@ -21,7 +22,7 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     documents: tuple[str, ...]
     lengths: tuple[int, ...]
     rule: SparsityRule
-    row_stride: int = 4
+    row_stride: int = 8
 
     def owns(self, rid: str) -> bool:
         return rid in self.documents
@@ -39,6 +40,31 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     @classmethod
     def load(cls, folder: Path) -> "ProfileRequest":
         return msgspec.json.decode((folder / _REQUEST).read_bytes(), type=cls)
+
+
+class ProfileJob(msgspec.Struct, frozen=True):
+    """What the worker process is to run: token ids of the documents that are still missing."""
+
+    model_path: str
+    tp_size: int
+    device: str
+    dtype: str
+    documents: dict[str, list[int]]
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / _JOB, msgspec.json.encode(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "ProfileJob":
+        return msgspec.json.decode((folder / _JOB).read_bytes(), type=cls)
+
+    @staticmethod
+    def mark_done(folder: Path, document: str) -> None:
+        (folder / f"{document}.done").touch()
+
+    @staticmethod
+    def is_done(folder: Path, document: str) -> bool:
+        return (folder / f"{document}.done").exists()
 
 
 class CurveSums:

@@ -50,6 +50,11 @@ def imbalance(loads: np.ndarray) -> float:
     return float(loads.max(axis=1).sum() / means) if means else 1.0
 
 
+def imbalance_of_totals(loads: list[int]) -> float:
+    """max/mean of rank loads summed over layers and steps."""
+    return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
+
+
 def print_head_map(plan: ServingPlan, console: Console) -> None:
     """One line per layer, one cell per query head, darker where the head keeps more pages; "|" between ranks."""
     console.print("share of pages kept per head, heads as placed on ranks ('|' between ranks, '-' is padding):")

@@ -27,6 +27,17 @@ class SparsityRule(msgspec.Struct, frozen=True):
     score: str = "mean_pool"
     score_stride: int = 16  # tokens averaged into one pooled query or key
 
+    def __post_init__(self) -> None:
+        if self.score != "mean_pool":
+            raise ValueError(f"score is '{self.score}', expected 'mean_pool'")
+        if self.query_block < 1 or self.score_stride < 1 or PAGE_SIZE % self.score_stride:
+            raise ValueError(
+                f"query_block is {self.query_block} and score_stride {self.score_stride}, expected positive numbers, "
+                f"the stride a divisor of {PAGE_SIZE}"
+            )
+        if min(self.sink_pages, self.local_pages, self.floor_pages, self.dense_below_tokens) < 0:
+            raise ValueError("sink_pages, local_pages, floor_pages and dense_below_tokens must be 0 or more")
+
     def forced_pages(self, first_row: int, end_row: int) -> tuple[int, int]:
         """(end of the sink pages, first local page) of the query block piece that covers rows [first_row, end_row)."""
         first_local = max(first_row // PAGE_SIZE - self.local_pages, 0)

@@ -23,12 +23,14 @@ def pages_by_definition(
     q_runs = range(first_row // stride, (end_row - 1) // stride + 1)
     for q_run in q_runs:
         query = mean(q, first_row, q_run)
-        k_runs = range(0, q_run + 1)
+        k_runs = range(q_run + 1)
         logits = torch.stack([query @ mean(k, 0, run) * scale for run in k_runs])
         for run, weight in zip(k_runs, torch.softmax(logits, 0), strict=True):
             mass[run * stride // PAGE] += weight / len(q_runs)
     forced = {page for page in range(visible) if page < sink or page >= first_row // PAGE - local}
-    others = sorted((page for page in range(visible) if page not in forced), key=lambda page: (-mass[page].item(), page))
+    others = sorted(
+        (page for page in range(visible) if page not in forced), key=lambda page: (-mass[page].item(), page)
+    )
     return sorted(forced | set(others[: max(keep - len(forced), 0)]))
 
 

@@ -40,6 +40,8 @@ def optimum_by_linprog(gains: np.ndarray, densities: np.ndarray, total: float, f
             row[head], row[heads + head] = -slope, 1.0
             rows.append(row)
             limits.append(y[a] - slope * x[a])
+    if not rows:  # the floor is 1
+        return float(gains[:, -1].sum())
     spent = np.concatenate([np.ones(heads), np.zeros(heads)])[None]
     answer = linprog(
         np.concatenate([np.zeros(heads), -np.ones(heads)]),

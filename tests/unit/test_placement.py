@@ -85,6 +85,19 @@ def test_never_worse_than_longest_first(method, num_units, num_ranks):
     assert (ours.rank_loads.max(axis=1) / ours.lower_bound).mean() < 1.01
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([(8, 2), (16, 4), (32, 8)]), st.booleans(), st.integers(0, 2**32 - 1))
+def test_order_of_units_does_not_matter(problem, equal_count, seed):
+    num_units, num_ranks = problem
+    rng = np.random.default_rng(seed)
+    loads = rng.integers(0, 50, (1, num_units))
+    moved = np.ascontiguousarray(loads[:, rng.permutation(num_units)])
+    for method in ("auto", "lpt_swap", "lpt", "snake"):
+        ours, theirs = (place_heads(x, num_ranks, equal_count=equal_count, method=method) for x in (loads, moved))
+        np.testing.assert_array_equal(np.sort(ours.rank_loads), np.sort(theirs.rank_loads))
+        np.testing.assert_array_equal(ours.lower_bound, theirs.lower_bound)
+
+
 def test_uneven_counts_use_the_freedom():
     loads = np.array([[100, 1, 1, 1, 1, 1, 1, 1]], dtype=np.int64)
     assert place_heads(loads, 2, equal_count=False).rank_loads.max() == 100

@@ -69,7 +69,8 @@ def test_equals_masked_dense(query_block: int, prefix_lens: list[int], new_lens:
 def test_blocks_are_cut_at_absolute_multiples() -> None:
     blocks = cut_query_blocks([100, 0], [300, 130], 128)
     assert [(b.request, b.offset, b.first_row, b.end_row) for b in blocks] == [
-        (0, 0, 100, 128), (0, 28, 128, 256), (0, 156, 256, 384), (0, 284, 384, 400), (1, 300, 0, 128), (1, 428, 128, 130),
+        (0, 0, 100, 128), (0, 28, 128, 256), (0, 156, 256, 384), (0, 284, 384, 400), (1, 300, 0, 128),
+        (1, 428, 128, 130),
     ]  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def test_chunking_on_block_boundaries_changes_nothing() -> None:
 
     def run(prefix: int, new: int) -> torch.Tensor:
         slots = [torch.arange(prefix + new)]
-        return runner.run(q[prefix : prefix + new], k_pool, v_pool, slots, StepPlan(table, [prefix], [new]), 0, 0.125, None)
+        return runner.run(
+            q[prefix : prefix + new], k_pool, v_pool, slots, StepPlan(table, [prefix], [new]), 0, 0.125, None
+        )
 
     torch.testing.assert_close(torch.cat([run(0, cut), run(cut, total - cut)]), run(0, total), atol=1e-6, rtol=0)

@@ -19,7 +19,8 @@ def pool_tokens(x: torch.Tensor, first: int, stride: int) -> torch.Tensor:
     count = int((first + x.shape[0] - 1) // stride - first // stride) + 1
     sums = torch.zeros((count, *x.shape[1:]), dtype=torch.float32, device=x.device)
     sums.index_add_(0, runs, x.float())
-    sizes = torch.zeros(count, dtype=torch.float32, device=x.device).index_add_(0, runs, torch.ones_like(runs, dtype=torch.float32))
+    ones = torch.ones(x.shape[0], device=x.device)
+    sizes = torch.zeros(count, device=x.device).index_add_(0, runs, ones)
     return (sums / sizes[:, None, None]).transpose(0, 1)
 
 
@@ -41,7 +42,7 @@ def page_scores(
     keys = pooled_keys[:, : -(-end_row // stride)]
     pooled_q = pool_tokens(q, first_row, stride)
     heads, num_kv_heads = pooled_q.shape[0], keys.shape[0]
-    grouped = pooled_q.reshape(num_kv_heads, -1, pooled_q.shape[-1])  # [num_kv_heads, group_size * num_q_runs, head_dim]
+    grouped = pooled_q.reshape(num_kv_heads, -1, pooled_q.shape[-1])  # [num_kv_heads, group * num_q_runs, head_dim]
     logits = torch.bmm(grouped, keys.transpose(1, 2)).view(heads, -1, keys.shape[1]) * sm_scale
     q_run = torch.arange(pooled_q.shape[1], device=q.device) + first_row // stride
     future = torch.arange(keys.shape[1], device=q.device)[None, :] > q_run[:, None]

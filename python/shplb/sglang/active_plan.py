@@ -3,12 +3,21 @@
 
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from shplb.container import FileFormatError
-from shplb.model import Fingerprint, ModelShape, UnsupportedModelError, config_hash, weights_hash
+from shplb.model import (
+    IDENTITY_FIELDS,
+    Fingerprint,
+    ModelShape,
+    UnsupportedModelError,
+    config_hash,
+    read_config,
+    weights_hash,
+)
 from shplb.plan import ServingPlan
 from shplb.sglang.refusal import StartRefusedError
 
@@ -49,17 +58,25 @@ def model_config(args: Any) -> dict[str, Any]:
 def identify(args: Any) -> tuple[ModelShape, Fingerprint, dict[str, Any]]:
     """Shape, fingerprint and config of the model that ``args`` would serve; StartRefusedError if unsupported."""
     folder = local_model_dir(args.model_path, args.revision)
-    if folder is not None and (folder / "config.json").is_file():
-        from shplb.model import read_config
-
-        config = read_config(folder)
-    else:
-        config = model_config(args)
     try:
+        if folder is not None and (folder / "config.json").is_file():
+            config = read_config(folder)
+        else:
+            config = model_config(args)
+        _refuse_overrides(args.json_model_override_args)
         shape = ModelShape.from_config(config)
     except UnsupportedModelError as error:
         raise StartRefusedError(str(error)) from None
     return shape, Fingerprint(config_hash(config), weights_hash(folder) if folder else ""), config
+
+
+def _refuse_overrides(text: str | None) -> None:
+    changed = sorted(set(json.loads(text or "{}")) & set(IDENTITY_FIELDS))
+    if changed:
+        raise StartRefusedError(
+            f"--json-model-override-args changes {', '.join(changed)}, which a profile must know; "
+            "write it into the model's config.json instead."
+        )
 
 
 @functools.lru_cache(maxsize=4)

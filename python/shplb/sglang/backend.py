@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention backend: SGLang's own one, with prefill of long prompts done by head-adaptive sparse attention.
 
-The wrapping class has the base's class as its base, so every attribute, method and isinstance check that SGLang relies on
-stays; decode, CUDA graphs and dense steps are the base backend's own code.
+The wrapping class has the base's class as its base, so every attribute, method and isinstance check that SGLang relies
+on stays; decode, CUDA graphs and dense steps are the base backend's own code.
 """
 
 import logging
@@ -22,16 +22,20 @@ from shplb.sglang.trace import StepTrace
 
 logger = logging.getLogger(__name__)
 
+_KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def wrap_attn_backend(runner: Any, backend: Any) -> Any:
     """Turn a freshly built base backend into the S-HPLB one; called by the patched backend factory on every rank.
 
     Raises:
-        StartRefusedError: the plugin hook is missing, or ranks hold different plans.
+        StartRefusedError: the plugin hook is missing, the KV cache is quantised, or ranks hold different plans.
     """
     if runner.is_draft_worker:
         return backend
     require_active()
+    if runner.kv_cache_dtype not in _KV_DTYPES:  # "auto" follows the checkpoint, so flags alone do not tell
+        raise StartRefusedError(f"a KV cache of {runner.kv_cache_dtype} is not supported; use --kv-cache-dtype bf16.")
     if runner.server_args.shplb_profile is not None:
         from shplb.sglang.profiling import ProfilingMixin
 
@@ -39,7 +43,7 @@ def wrap_attn_backend(runner: Any, backend: Any) -> Any:
     else:
         mixin = SparsePrefillMixin
     base = type(backend)
-    wrapping = type(f"Shplb{base.__name__}", (mixin, base), {})
+    wrapping: Any = type(f"Shplb{base.__name__}", (mixin, base), {})
     wrapped = wrapping.__new__(wrapping)
     # One shared attribute dictionary: helpers that keep a reference to the base object see the same state.
     wrapped.__dict__ = backend.__dict__

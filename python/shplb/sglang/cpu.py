@@ -26,7 +26,13 @@ def cpu_environment(tp_size: int) -> dict[str, str]:
 
 
 def detect_device() -> str:
-    """"cuda" where torch sees a GPU, else "cpu"."""
+    """What ``--device auto`` means here: "cuda" where torch sees a GPU, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def count_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())

@@ -33,7 +33,8 @@ class ProfilingMixin:
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)  # type: ignore[misc]
         self.shplb_blocks = []
-        if forward_batch.forward_mode.is_extend_without_speculative() and forward_batch.extend_seq_lens_cpu:
+        # Graph capture runs dummy batches, which have no request ids.
+        if forward_batch.forward_mode.is_extend_without_speculative() and forward_batch.rids:
             self.shplb_blocks = cut_query_blocks(
                 list(forward_batch.extend_prefix_lens_cpu),
                 list(forward_batch.extend_seq_lens_cpu),
@@ -144,7 +145,7 @@ def output_grams(runner: Any) -> torch.Tensor:
     for index, layer in enumerate(runner.model.model.layers):
         weight = layer.self_attn.o_proj.weight
         if not torch.is_floating_point(weight) or weight.dim() != 2 or weight.shape[1] % head_dim:
-            raise StartRefusedError(f"o_proj of layer {index} is not a plain float matrix; profile unquantised weights.")
+            raise StartRefusedError(f"o_proj of layer {index} is not a float matrix; profile unquantised weights.")
         heads = weight.detach().float().view(weight.shape[0], -1, head_dim)
         grams.append(torch.einsum("ohd,ohe->hde", heads, heads))
     return torch.stack(grams)

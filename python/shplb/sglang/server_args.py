@@ -3,12 +3,13 @@
 
 import os
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from shplb.errors import UserError
+from shplb.model import Fingerprint
 from shplb.sglang import SGLANG_VERSION
 from shplb.sglang.active_plan import DEFAULT_DENSITY, cached_plan_path, check_plan, identify, load_plan
-from shplb.sglang.features import check_features, check_permutable
+from shplb.sglang.features import check_features, check_page_size, check_permutable
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
 
@@ -20,6 +21,7 @@ def resolve_defaults(args: Any) -> None:
 
     The name stays that of the base backend, so that all of SGLang's decisions by backend name keep working.
     """
+    check_features(args)
     if args.device not in _BASE_BACKENDS:
         raise StartRefusedError(f"--device is {args.device}, S-HPLB runs on cuda and cpu; use one of them.")
     bases = _BASE_BACKENDS[args.device]
@@ -45,6 +47,7 @@ def check_supported(args: Any) -> None:
         raise StartRefusedError("--shplb-* flags were given without --enable-shplb; add --enable-shplb or drop them.")
     _check_version()
     check_features(args)
+    check_page_size(args)
     shape, identity, config = identify(args)
     if args.tp_size > shape.num_kv_heads or shape.num_kv_heads % args.tp_size:
         raise StartRefusedError(
@@ -54,8 +57,9 @@ def check_supported(args: Any) -> None:
     if args.shplb_profile is not None:
         _check_profiling(args, config)
         return
-    if args.shplb_plan is None:
-        args.shplb_plan = str(_find_or_make_plan(args, identity))
+    _choose_plan(args, identity)
+    # A second engine in this process may come after the file was made again.
+    load_plan.cache_clear()
     plan = load_plan(args.shplb_plan)
     check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
     if plan.permutes:
@@ -68,7 +72,7 @@ def _check_version() -> None:
     except PackageNotFoundError:
         found = "unknown"
     if found != SGLANG_VERSION:
-        raise StartRefusedError(f"SGLang {found} is installed, the patch is for {SGLANG_VERSION}; install that version.")
+        raise StartRefusedError(f"SGLang {found} is installed, the patch is for {SGLANG_VERSION}; install that one.")
 
 
 def _check_profiling(args: Any, config: dict[str, Any]) -> None:
@@ -80,13 +84,22 @@ def _check_profiling(args: Any, config: dict[str, Any]) -> None:
         )
 
 
-def _find_or_make_plan(args: Any, identity: Any) -> Path:
+def _choose_plan(args: Any, identity: Fingerprint) -> None:
+    """Set ``args.shplb_plan``: the file given, else the cached plan of this model, made first where there is none."""
     density = DEFAULT_DENSITY if args.shplb_density is None else args.shplb_density
     if not 0.0 < density <= 1.0:
         raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
     path = cached_plan_path(identity, args.tp_size, density)
+    if args.shplb_plan is not None:
+        # Equal to the cached one where SGLang copies arguments that were resolved before.
+        if args.shplb_density is not None and args.shplb_plan != str(path):
+            raise StartRefusedError("--shplb-density has no effect on --shplb-plan, which holds its own; drop one.")
+        return
     if not path.is_file():
         from shplb.calibration import calibrate
 
-        calibrate(args.model_path, tp_size=args.tp_size, density=density, plan_path=path, device=args.device)
-    return path
+        try:
+            calibrate(args.model_path, tp_size=args.tp_size, density=density, plan_path=path, device=args.device)
+        except UserError as error:
+            raise StartRefusedError(str(error)) from None
+    args.shplb_plan = str(path)

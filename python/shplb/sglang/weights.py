@@ -17,7 +17,7 @@ from shplb.plan import ServingPlan, expand_groups
 from shplb.sglang.active_plan import load_plan
 from shplb.sglang.refusal import StartRefusedError
 
-_PROJECTION = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.([qkvo])_proj\.(weight|bias)$")
+_PROJECTION = re.compile(r"(?:^|\.)layers\.(\d+)\.self_attn\.([qkvo])_proj\.(.+)$")
 _FUSED = re.compile(r"\.self_attn\.qkv_proj\.")
 
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -50,7 +50,7 @@ def install_head_placement(model: torch.nn.Module, model_config: Any) -> None:
             first_load = False
         return result
 
-    model.load_weights = load_placed  # type: ignore[assignment]
+    model.load_weights = load_placed
 
 
 def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str, str]]) -> Iterator[tuple[str, Any]]:
@@ -63,6 +63,8 @@ def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str,
             yield name, tensor
             continue
         layer, projection, kind = int(found[1]), found[2], found[3]
+        if kind not in ("weight", "bias"):  # packed values and scales, whose heads lie elsewhere
+            raise StartRefusedError(f"weight {name} is quantised, expected plain weights and biases.")
         seen.add((layer, projection, kind))
         if projection == "o" and kind == "bias":  # added once to the sum over heads, so it belongs to no head
             yield name, tensor
@@ -73,12 +75,14 @@ def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str,
 def permute_heads(tensor: torch.Tensor, name: str, projection: str, plan: ServingPlan, layer: int) -> torch.Tensor:
     """``tensor`` with the heads along its head axis (columns for o_proj, else rows) in the order of the plan."""
     model, axis = plan.model, 1 if projection == "o" else 0
+    if layer >= model.num_layers:
+        raise StartRefusedError(f"the plan has {model.num_layers} layers, weight {name} belongs to one more.")
     groups: np.ndarray = plan.physical_to_logical[layer]
     heads = expand_groups(groups, model.group_size) if projection in "qo" else groups
     expected = len(heads) * model.head_dim
-    if tensor.shape[axis] != expected:
+    if tensor.dim() <= axis or tensor.shape[axis] != expected:
         raise StartRefusedError(
-            f"weight {name} has {tensor.shape[axis]} entries along axis {axis}, the plan expects {expected}; "
+            f"weight {name} has shape {list(tensor.shape)}, the plan expects {expected} entries along axis {axis}; "
             "make a plan for this checkpoint."
         )
     index = expand_groups(heads, model.head_dim)

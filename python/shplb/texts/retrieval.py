@@ -100,7 +100,7 @@ def _prompt(
 
 
 def _filler(split: Split, rng: random.Random) -> list[str]:
-    """Return sentences from a random place of one prose text on, then those of the split's other prose, lines unfolded."""
+    """Return sentences from a random place of one prose text on, then of the split's other prose, lines unfolded."""
     books = [_sentences(source.name) for source in sources_of(split, "prose")]
     first = rng.randrange(len(books))
     start = rng.randrange(len(books[first]))

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base class of errors that a person can act on; the command line prints their message alone."""
+
+
+class UserError(RuntimeError):
+    """What went wrong, what was expected and how to fix it."""

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes that never outlive their parent, however it ends."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_PR_SET_PDEATHSIG = 1
+_GRACE_S = 10.0
+
+
+def _die_with_parent() -> None:
+    # Runs in the child between fork and exec: even a killed parent (SIGKILL) takes it along.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class ManagedProcess:
+    """A command in a process group of its own; leaving the ``with`` block ends the whole group."""
+
+    def __init__(self, command: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None) -> None:
+        """``log``: file for stdout and stderr, None inherits them. ``env`` is added to this process's environment."""
+        self.command, self.log, self.env = list(command), log, dict(env or {})
+
+    def __enter__(self) -> Self:
+        stream = None
+        if self.log is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            stream = self.log.open("wb")
+        self.process = subprocess.Popen(
+            self.command,
+            stdout=stream,
+            stderr=subprocess.STDOUT if stream else None,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **self.env},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # safe: no threads run yet, exec follows at once
+        )
+        if stream:
+            stream.close()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.poll()
+
+    def wait(self) -> int:
+        return self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM to the group, then SIGKILL to whatever is left after a grace period or a second Ctrl-C."""
+        try:
+            self._signal(signal.SIGTERM)
+            deadline = time.monotonic() + _GRACE_S
+            while time.monotonic() < deadline and self._alive():
+                self.process.poll()
+                time.sleep(0.1)
+        finally:
+            self._signal(signal.SIGKILL)
+            self.process.wait()
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines of the log, for an error message."""
+        if self.log is None:
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _alive(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return

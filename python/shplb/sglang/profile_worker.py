@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A profiling run through SGLang's own engine, so that whatever SGLang loads can be profiled, at any TP size.
+
+Runs as ``python -m shplb.sglang.profile_worker FOLDER``, in a process of its own: when a rank fails, SGLang kills its
+whole process tree, and the caller should live to say so.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from shplb.recording import ProfileJob
+
+# Prefill chunks that whole query blocks fill exactly at both block sizes (128 and 192 rows).
+_CHUNK_TOKENS = 1536
+
+
+def run(folder: Path) -> None:
+    """Prefill the job's documents densely; every rank writes its CurveSums into ``folder``."""
+    from sglang import Engine
+
+    job = ProfileJob.load(folder)
+    longest = max(map(len, job.documents.values()))
+    options: dict[str, Any] = {"max_total_tokens": longest + 4096} if job.device == "cpu" else {}
+    engine = Engine(
+        model_path=job.model_path,
+        tp_size=job.tp_size,
+        device=job.device,
+        dtype=job.dtype,
+        enable_shplb=True,
+        shplb_profile=str(folder),
+        disable_radix_cache=True,
+        disable_cuda_graph=True,
+        chunked_prefill_size=_CHUNK_TOKENS,
+        skip_tokenizer_init=True,
+        skip_server_warmup=True,
+        log_level="warning",
+        **options,
+    )
+    for name, tokens in job.documents.items():
+        engine.generate(input_ids=tokens, sampling_params={"max_new_tokens": 1, "temperature": 0.0}, rid=name)
+        job.mark_done(folder, name)
+    engine.shutdown()
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse attention gives the same pages and tokens at TP 1, 2 (padded) and 3, and the server's usual tools work."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenario import greedy, prompts, random_plan, server
+
+from shplb.sglang.launch import Server
+from shplb.sglang.trace import read_trace
+
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("ranks")]
+
+LENGTHS = [300, 320, 350, 384, 400, 450, 480, 500, 520, 560, 600, 640, 650, 700, 720, 750, 800, 850, 900, 960,
+           1000, 1023, 1024, 1025, 1100, 1200, 1300, 1500, 2000, 2900]  # fmt: skip
+
+Lists = dict[tuple[str, int, int, int, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Run:
+    """What one server gave: answers in prompt order, page lists of real heads, and its own counters."""
+
+    def __init__(self, answers: list[dict], lists: Lists, state: dict) -> None:
+        self.answers, self.lists, self.state = answers, lists, state
+
+    def tokens(self, index: int) -> list[int]:
+        return [token for _, token, _ in self.answers[index]["meta_info"]["output_token_logprobs"]]
+
+
+def serve(model: Path, tp_size: int, folder: Path, batch: list[list[int]]) -> Run:
+    trace, plan_path = folder / f"trace{tp_size}", folder / f"tp{tp_size}.plan.safetensors"
+    plan = random_plan(model, tp_size, plan_path, dense=False)
+    flags = ["--enable-shplb", "--shplb-plan", str(plan_path), "--shplb-trace", str(trace)]
+    with server(model, folder / f"server{tp_size}.log", tp_size, *flags) as running:
+        running.wait_ready()
+        # One at a time: how requests meet in a batch depends on timing, and this compares page lists.
+        answers = [greedy(running, [prompt], [f"prompt{i:02d}"])[0] for i, prompt in enumerate(batch)]
+        state = running.shplb_state()
+        if tp_size == 2:
+            check_chat_streaming(running, model)
+            check_bench_serving(running, model, folder)
+            assert running.shplb_state()["sparse_steps"] > state["sparse_steps"]
+    real = plan.model.num_qo_heads - len(plan.model.inert_kv_heads) * plan.model.group_size
+    lists: Lists = {}
+    for path in sorted(trace.glob("*.trace.safetensors")):
+        lists |= {key: value for key, value in read_trace(path).items() if key[2] < real and key[0].startswith("prompt")}
+    return Run(answers, lists, state)
+
+
+@pytest.fixture(scope="module")
+def runs(smollm2: Path, smollm2_padded: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
+    folder, batch = tmp_path_factory.mktemp("ranks"), prompts(smollm2, LENGTHS)
+    return {tp: serve(smollm2_padded if tp == 2 else smollm2, tp, folder, batch) for tp in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("tp_size", [2, 3])
+def test_page_lists_are_the_same(runs: dict[int, Run], tp_size: int) -> None:
+    one, many = runs[1].lists, runs[tp_size].lists
+    assert one.keys() == many.keys()
+    assert len(one) > 10_000
+    different = [key for key in one if not np.array_equal(one[key][0], many[key][0])]
+    assert len(different) <= 0.001 * len(one), f"{len(different)} of {len(one)} lists differ"
+    for key in different:
+        pages, scores = one[key]
+        other = many[key][0]
+        assert len(pages) == len(other)
+        kth = scores[pages].min()
+        assert np.all(np.abs(scores[np.setxor1d(pages, other)] - kth) <= 1e-4), key
+
+
+@pytest.mark.parametrize("tp_size", [2, 3])
+def test_greedy_tokens_are_the_same(runs: dict[int, Run], tp_size: int) -> None:
+    different = [index for index in range(len(LENGTHS)) if runs[1].tokens(index) != runs[tp_size].tokens(index)]
+    assert len(different) <= 1, different
+    for index in different:
+        step = next(
+            i for i, (a, b) in enumerate(zip(runs[1].tokens(index), runs[tp_size].tokens(index), strict=True)) if a != b
+        )
+        best, second = (value for value, _, _ in runs[1].answers[index]["meta_info"]["output_top_logprobs"][step][:2])
+        assert best - second < 1e-2, f"prompt {index}: not a near-tie"
+
+
+def test_work_was_saved_and_counted(runs: dict[int, Run]) -> None:
+    for tp_size, run in runs.items():
+        assert run.state["sparse_steps"] > 20
+        assert 0.2 < run.state["density"] < 0.8
+        assert len(run.state["rank_loads"]) == tp_size
+        assert sum(run.state["rank_loads"]) == sum(run.state["contiguous_rank_loads"]) == run.state["computed_row_pages"]
+    assert len({run.state["computed_row_pages"] for run in runs.values()}) == 1
+    assert any(answer["meta_info"]["cached_tokens"] > 0 for answer in runs[1].answers)
+
+
+def check_chat_streaming(running: Server, model: Path) -> None:
+    body = {
+        "model": str(model),
+        "messages": [{"role": "user", "content": "Name a colour. " * 120}],
+        "max_tokens": 8,
+        "stream": True,
+    }
+    request = urllib.request.Request(
+        f"{running.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        events = [line[6:].strip() for line in answer if line.startswith(b"data: ")]
+    assert events[-1] == b"[DONE]"
+    deltas = [json.loads(event)["choices"] for event in events[:-1]]
+    assert sum(bool(choices and choices[0]["delta"].get("content")) for choices in deltas) >= 2
+
+
+def check_bench_serving(running: Server, model: Path, folder: Path) -> None:
+    out = folder / "bench.jsonl"
+    command = [sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang", "--port", str(running.port)]
+    command += ["--dataset-name", "random-ids", "--num-prompts", "3", "--random-input-len", "600"]
+    command += ["--random-output-len", "4", "--random-range-ratio", "1.0", "--model", str(model)]
+    command += ["--tokenizer", str(model), "--output-file", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads(out.read_text().splitlines()[-1])["completed"] == 3

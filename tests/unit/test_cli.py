@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: bad input is one sentence on stderr and exit code 1, and nothing is written."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from server_arguments import write_model
+from synthetic import make_profile, make_serving_plan, make_shape
+
+from shplb import cli
+from shplb.plan import ServingPlan
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def shplb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """shplb(*arguments) -> (exit code, stdout, stderr) of the console entry point."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shplb", *map(str, arguments)])
+        monkeypatch.setattr(cli, "console", cli.Console(stderr=True))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with inputs, good and bad; ``w`` in it is where commands would write."""
+    make_profile().save(tmp_path / "profile")
+    make_serving_plan().save(tmp_path / "plan")
+    (tmp_path / "damaged").write_bytes((tmp_path / "profile").read_bytes()[:-1])
+    write_model(tmp_path / "llama")
+    write_model(tmp_path / "gemma", architectures=["Gemma2ForCausalLM"])
+    (tmp_path / "nothing-in-it").mkdir()
+    (tmp_path / "w").mkdir()
+    return tmp_path
+
+
+_PLAN = ["plan", "{}/profile", "--out", "{}/w/o"]
+_PROFILE = ["profile", "--model-path", "{}/llama", "--out", "{}/w/o", "--device", "cpu"]
+_BAD: list[tuple[list[str], str]] = [
+    (["plan", "{}/missing", "--out", "{}/w/o"], "not a file"),
+    (["plan", "{}/damaged", "--out", "{}/w/o"], "damaged"),
+    (["plan", "{}/plan", "--out", "{}/w/o"], "is a ServingPlan, but a HeadProfile"),
+    (["plan", "{}/llama/model.safetensors", "--out", "{}/w/o"], "not a HeadProfile"),
+    ([*_PLAN, "--tp", "3"], "4 KV heads can't be placed on 3"),
+    ([*_PLAN, "--density", "0"], "density is 0.0"),
+    ([*_PLAN, "--density", "nan"], "density is nan"),
+    ([*_PLAN, "--objective", "best"], "objective"),
+    ([*_PLAN, "--scope", "head"], "scope"),
+    ([*_PLAN, "--dense-below", "-1"], "dense_below_tokens"),
+    (["plan", "{}/profile", "--out", "{}/profile/o"], "profile"),
+    (["show", "{}/missing"], "not a file"),
+    (["show", "{}/profile"], "is a HeadProfile, but a ServingPlan"),
+    (["pad", "{}/missing", "{}/w/o", "--kv-heads", "8"], "config.json"),
+    (["pad", "{}/llama", "{}/w/o", "--kv-heads", "4"], "expected more than"),
+    (["pad", "{}/gemma", "{}/w/o", "--kv-heads", "8"], "Gemma2ForCausalLM"),
+    (["profile", "--model-path", "{}/missing", "--out", "{}/w/o"], "config.json can't be read"),
+    (["profile", "--model-path", "{}/nothing-in-it", "--out", "{}/w/o"], "config.json can't be read"),
+    (["profile", "--model-path", "{}/gemma", "--out", "{}/w/o"], "Gemma2ForCausalLM"),
+    ([*_PROFILE], "tokenizer"),
+    ([*_PROFILE, "--lengths", "1024,x"], "--lengths is '1024,x'"),
+    ([*_PROFILE, "--lengths", "0,5"], "--lengths is '0,5'"),
+    ([*_PROFILE, "--lengths", "64,1024"], "too short"),
+    ([*_PROFILE, "--max-tokens", "0"], "too short"),
+    ([*_PROFILE, "--documents", "0"], "--documents is 0"),
+    ([*_PROFILE, "--tp", "3"], "divisor of the model's 4 KV heads"),
+    ([*_PROFILE, "--tp", "0"], "divisor of the model's 4 KV heads"),
+    ([*_PROFILE[:-1], "tpu"], "--device is tpu"),
+    (["patch", "check", "--target", "{}/nothing-in-it"], ""),
+    (["patch", "apply", "--target", "{}/nothing-in-it"], ""),
+    (["patch", "revert", "--target", "{}/nothing-in-it"], ""),
+    (["quickstart", "--folder", "{}/profile/x"], "profile"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), _BAD, ids=lambda value: " ".join(value) if value[:1] else "-")
+def test_bad_input(shplb: Run, work: Path, arguments: list[str], expected: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    code, out, err = shplb(*(argument.format(work) for argument in arguments))
+    lines = [line for line in err.splitlines() if not re.match(r"^(\[\d/\d\]|\d+ s\))", line)]
+    assert code == 1
+    assert len(lines) == 1, err
+    assert expected in lines[0]
+    assert "Traceback" not in out + err
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+
+
+def test_every_command_has_bad_inputs_above() -> None:
+    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    groups = {group.name for group in cli.app.registered_groups}
+    assert names | groups == {arguments[0] for arguments, _ in _BAD}
+
+
+@pytest.mark.parametrize("tp_size", [1, 2, 4])
+def test_plan_and_show(shplb: Run, work: Path, tp_size: int) -> None:
+    code, _, err = shplb("plan", work / "profile", "--tp", tp_size, "--density", "0.3", "--out", work / "w/o")
+    assert code == 0
+    assert f"wrote {work}/w/o" in err
+    plan = ServingPlan.load(work / "w" / "o")
+    assert (plan.tp_size, plan.density, plan.objective) == (tp_size, 0.3, "min_error")
+    code, out, err = shplb("show", work / "w" / "o")
+    assert (code, err) == (0, "")
+    assert "LlamaForCausalLM: 3 layers, 8 query / 4 KV heads" in out
+    assert len([line for line in out.splitlines() if line.startswith("layer ")]) == 3
+    assert all(line.count("|") == tp_size - 1 for line in out.splitlines() if line.startswith("layer "))
+    assert ("attention load" in out) == (tp_size > 1)
+    assert "mean 0.300" in out
+
+
+def test_show_of_a_padded_model(shplb: Run, tmp_path: Path) -> None:
+    make_profile(make_shape(inert=(3,))).save(tmp_path / "profile")
+    assert shplb("plan", tmp_path / "profile", "--tp", 2, "--out", tmp_path / "plan")[0] == 0
+    _, out, _ = shplb("show", tmp_path / "plan")
+    assert "(1 of them padding)" in out
+    assert "3 groups on 2 ranks could not be better than 1.33" in out.replace("\n", " ")
+    assert out.count("--") == 3 * 2
+
+
+def test_plan_can_be_made_again_in_place(shplb: Run, work: Path) -> None:
+    for density in (0.2, 0.4):
+        assert shplb("plan", work / "profile", "--density", density, "--out", work / "w/o")[0] == 0
+        assert ServingPlan.load(work / "w" / "o").density == density
+    assert [path.name for path in (work / "w").iterdir()] == ["o"]
+
+
+def test_usage_errors(shplb: Run) -> None:
+    for arguments in ([], ["--help"], ["no-such-command"], ["plan"], ["plan", "x", "--out", "y", "--tp", "two"]):
+        code, out, err = shplb(*arguments)
+        assert code == (0 if arguments == ["--help"] else 2)
+        assert "Traceback" not in out + err
+
+
+def test_interrupt_is_quiet(shplb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    assert shplb() == (130, "", "")
+
+
+def test_lengths() -> None:
+    assert cli.parse_lengths("4096,1024,1024") == (1024, 4096)
+    assert cli.parse_lengths("7") == (7,)
