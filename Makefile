@@ -18,11 +18,11 @@ quickstart: env ## serve a small real model with S-HPLB and ask it a long questi
 
 .PHONY: test
 test: env ## run all tests (GPU tests are skipped without a GPU)
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest tests -n 2 --dist loadgroup
 
 .PHONY: test-quick
 test-quick: env ## run the tests that start no server
-	$(PYTHON) -m pytest tests -m "not server"
+	$(PYTHON) -m pytest tests -n 2 --dist loadgroup -m "not server"
 
 .PHONY: lint
 lint: env ## ruff, mypy, clang-format

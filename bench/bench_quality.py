@@ -128,7 +128,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--densities", default="0.2,0.35")
     parser.add_argument("--texts", type=int, default=6)
     parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--parallel", type=int, default=1, help="servers at a time (one GPU holds many of a small model)")
+    parser.add_argument(
+        "--parallel", type=int, default=1, help="servers at a time (one GPU holds many of a small model)"
+    )
     parser.add_argument("--server-options", default="", help="further options for every server")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path(".cache/bench_quality"))

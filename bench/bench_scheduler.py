@@ -225,26 +225,30 @@ def bench_real_plan(path: Path) -> list[dict]:
     return rows
 
 
-def machine() -> dict:
+def machine(note: str | None) -> dict:
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
-    return {"cpu": cpu, "python": platform.python_version(), "git_sha": sha.stdout.strip() or None}
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    revision = run.stdout.strip() if run.returncode == 0 else None
+    return {"cpu": cpu, "python": platform.python_version(), "git": revision, "note": note}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "scheduler.json")
     parser.add_argument("--plan", type=Path, help="a ServingPlan whose real loads are placed too")
+    parser.add_argument("--note", help="what else to say about the machine")
     parser.add_argument("--instances", type=int, default=2000)
     args = parser.parse_args()
     rng = np.random.default_rng(SEED)
     result = {
         "command": "python bench/bench_scheduler.py",
         "seed": SEED,
-        "machine": machine(),
+        "machine": machine(args.note),
         "versions": {"shplb": __version__, "numpy": np.__version__},
         "steps": bench_steps(rng),
         "work_plan": bench_work_plan(rng),

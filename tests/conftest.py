@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+#: Where converted models and reference answers are kept between runs.
 CACHE = Path(os.environ.get("SHPLB_TEST_CACHE") or Path(__file__).parents[1] / ".cache" / "tests")
 
 

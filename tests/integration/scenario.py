@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts, plans and servers shared by the integration tests."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from shplb.plan import ServingPlan
 from shplb.sglang.launch import Server
 from shplb.sparsity import SparsityRule, query_block_size
 from shplb.texts import held_out_documents
+
+#: The folder of tests/conftest.py.
+CACHE = Path(os.environ.get("SHPLB_TEST_CACHE") or Path(__file__).parents[2] / ".cache" / "tests")
 
 CHUNK_TOKENS = 1024
 NEW_TOKENS = 6
@@ -45,7 +49,9 @@ def random_plan(model: Path, tp_size: int, path: Path, *, dense: bool, seed: int
     if not dense:
         drawn = np.exp(rng.uniform(np.log(0.05), np.log(0.9), size=(shape.num_layers, real_heads, 2)))
         budgets[:, :real_heads] = drawn
-    order = np.stack([np.random.default_rng([seed, layer]).permutation(shape.num_kv_heads) for layer in range(shape.num_layers)])
+    order = np.stack(
+        [np.random.default_rng([seed, layer]).permutation(shape.num_kv_heads) for layer in range(shape.num_layers)]
+    )
     plan = ServingPlan(
         model=shape,
         fingerprint=fingerprint(model),

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CACHE
-from scenario import NEW_TOKENS, greedy, prompts, random_plan, server
+from scenario import CACHE, NEW_TOKENS, greedy, prompts, random_plan, server
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("placement")]
 
 LENGTHS = [5, 16, 40, 63, 64, 65, 100, 128, 129, 150, 191, 192, 193, 220, 256, 300, 320, 350, 384, 400,
            450, 500, 640, 700, 750, 1000, 1100, 1300, 2000, 3000]  # fmt: skip
@@ -51,13 +50,14 @@ def transformers_greedy(model_dir: Path, batch: list[list[int]]) -> list[tuple[l
             )
         tokens = out.sequences[0, len(prompt) :].tolist()
         values = [
-            torch.log_softmax(step[0].double(), -1)[token].item() for step, token in zip(out.logits, tokens, strict=True)
+            torch.log_softmax(step[0].double(), -1)[token].item()
+            for step, token in zip(out.logits, tokens, strict=True)
         ]
         results.append((tokens, values))
     return results
 
 
-@pytest.mark.parametrize("tp_size", [pytest.param(n, marks=pytest.mark.xdist_group(f"placement{n}")) for n in (1, 2, 3)])
+@pytest.mark.parametrize("tp_size", [1, 2, 3])
 def test_same_tokens_as_transformers(
     tp_size: int,
     smollm2: Path,

@@ -48,7 +48,9 @@ def serve(model: Path, tp_size: int, folder: Path, batch: list[list[int]]) -> Ru
     real = plan.model.num_qo_heads - len(plan.model.inert_kv_heads) * plan.model.group_size
     lists: Lists = {}
     for path in sorted(trace.glob("*.trace.safetensors")):
-        lists |= {key: value for key, value in read_trace(path).items() if key[2] < real and key[0].startswith("prompt")}
+        lists |= {
+            key: value for key, value in read_trace(path).items() if key[2] < real and key[0].startswith("prompt")
+        }
     return Run(answers, lists, state)
 
 
@@ -90,7 +92,9 @@ def test_work_was_saved_and_counted(runs: dict[int, Run]) -> None:
         assert run.state["sparse_steps"] > 20
         assert 0.2 < run.state["density"] < 0.8
         assert len(run.state["rank_loads"]) == tp_size
-        assert sum(run.state["rank_loads"]) == sum(run.state["contiguous_rank_loads"]) == run.state["computed_row_pages"]
+        assert (
+            sum(run.state["rank_loads"]) == sum(run.state["contiguous_rank_loads"]) == run.state["computed_row_pages"]
+        )
     assert len({run.state["computed_row_pages"] for run in runs.values()}) == 1
     assert any(answer["meta_info"]["cached_tokens"] > 0 for answer in runs[1].answers)
 

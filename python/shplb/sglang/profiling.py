@@ -149,4 +149,3 @@ def output_grams(runner: Any) -> torch.Tensor:
         heads = weight.detach().float().view(weight.shape[0], -1, head_dim)
         grams.append(torch.einsum("ohd,ohe->hde", heads, heads))
     return torch.stack(grams)
-

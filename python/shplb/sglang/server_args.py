@@ -36,6 +36,10 @@ def resolve_defaults(args: Any) -> None:
         args.attention_backend = bases[0]
     if args.page_size is None:
         args.page_size = PAGE_SIZE
+    if args.device == "cuda" and args.cuda_graph_backend_prefill is None and args.cuda_graph_config is None:
+        # Capturing the pieces between attention layers runs every layer on dummy batches of up to a whole chunk, which
+        # costs the torch kernels minutes and gains nothing where attention itself dominates. Decode graphs stay on.
+        args.cuda_graph_backend_prefill = "disabled"
     if args.device == "cpu" and args.page_size > 1:
         # SGLang's allocator of pages is a Triton kernel; ranks are spawned, so they see this before they import it.
         os.environ["TRITON_INTERPRET"] = "1"

@@ -33,7 +33,7 @@ void Run(Input* input) {
   p.num_ctas = input->Extent(140);
   p.head_dim = input->Bit() ? 128 : input->Extent(249);
   p.cost.item_ns = input->Extent(249);
-  p.cost.kv_tile_ns = 1 + input->Extent(249);
+  p.cost.kv_tile_ns = input->Extent(249);
   p.method = static_cast<WorkPlanMethod>(input->Take<std::uint8_t>() % 3);
   std::vector<std::byte> buffer(static_cast<std::size_t>(
       input->Bit() ? WorkPlanBytes(static_cast<std::int64_t>(count), p.num_ctas) : 64));
