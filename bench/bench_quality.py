@@ -24,7 +24,7 @@ from shplb.planning import make_plan
 from shplb.profile import HeadProfile
 from shplb.sglang.cpu import detect_device
 from shplb.sglang.launch import Server
-from shplb.sglang.metadata import StepPlan
+from shplb.sglang.metadata import StepBudgets
 from shplb.texts import Document, RetrievalPrompt, held_out_documents, retrieval_prompts
 
 WINDOW = 256
@@ -43,7 +43,7 @@ def plan_at(profile: HeadProfile, objective: str, computed: float, tokens: int) 
 
 
 def computed_density(plan: ServingPlan, tokens: int) -> float:
-    step = StepPlan(plan.budget_table(tokens), [0], [tokens])
+    step = StepBudgets(plan.budget_table(tokens), [0], [tokens])
     return float(step.group_loads(plan).sum() / step.causal_row_pages(plan))
 
 

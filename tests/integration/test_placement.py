@@ -10,8 +10,8 @@ from scenario import CACHE, NEW_TOKENS, greedy, prompts, random_plan, server
 
 pytestmark = [pytest.mark.server, pytest.mark.xdist_group("placement")]
 
-LENGTHS = [5, 16, 40, 63, 64, 65, 100, 128, 129, 150, 191, 192, 193, 220, 256, 300, 320, 350, 384, 400,
-           450, 500, 640, 700, 750, 1000, 1100, 1300, 2000, 3000]  # fmt: skip
+LENGTHS = [5, 9, 16, 33, 40, 63, 64, 65, 80, 100, 127, 128, 129, 150, 160, 191, 192, 193, 200, 220,
+           256, 320, 330, 350, 384, 400, 420, 640, 1100, 3000]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from shplb.sglang.trace import read_trace
 
 pytestmark = [pytest.mark.server, pytest.mark.xdist_group("ranks")]
 
-LENGTHS = [300, 320, 350, 384, 400, 450, 480, 500, 520, 560, 600, 640, 650, 700, 720, 750, 800, 850, 900, 960,
-           1000, 1023, 1024, 1025, 1100, 1200, 1300, 1500, 2000, 2900]  # fmt: skip
+LENGTHS = [270, 280, 290, 300, 310, 319, 320, 321, 330, 340, 350, 360, 370, 383, 384, 385, 390, 400, 410, 420,
+           447, 448, 449, 500, 512, 576, 600, 640, 900, 2900]  # fmt: skip
 
 Lists = dict[tuple[str, int, int, int, int], tuple[np.ndarray, np.ndarray]]
 

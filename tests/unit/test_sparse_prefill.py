@@ -8,7 +8,7 @@ from oracle import masked_attention, pages_by_definition
 
 from shplb.model import Fingerprint, ModelShape
 from shplb.plan import ServingPlan
-from shplb.sglang.metadata import StepPlan, cut_query_blocks
+from shplb.sglang.metadata import StepBudgets, cut_query_blocks
 from shplb.sglang.sparse_prefill import SparsePrefill
 from shplb.sparsity import SparsityRule
 
@@ -43,7 +43,7 @@ def make_plan(seed: int, query_block: int, **rule: int) -> ServingPlan:
 )
 def test_equals_masked_dense(query_block: int, prefix_lens: list[int], new_lens: list[int]) -> None:
     plan = make_plan(len(prefix_lens) + sum(new_lens), query_block)
-    step = StepPlan(plan.budget_table(4096), prefix_lens, new_lens)
+    step = StepBudgets(plan.budget_table(4096), prefix_lens, new_lens)
     heads = plan.local_qo_heads(0)
     generator = torch.Generator().manual_seed(sum(new_lens))
     lens = [prefix + new for prefix, new in zip(prefix_lens, new_lens, strict=True)]
@@ -94,7 +94,7 @@ def test_chunking_on_block_boundaries_changes_nothing() -> None:
     def run(prefix: int, new: int) -> torch.Tensor:
         slots = [torch.arange(prefix + new)]
         return runner.run(
-            q[prefix : prefix + new], k_pool, v_pool, slots, StepPlan(table, [prefix], [new]), 0, 0.125, None
+            q[prefix : prefix + new], k_pool, v_pool, slots, StepBudgets(table, [prefix], [new]), 0, 0.125, None
         )
 
     torch.testing.assert_close(torch.cat([run(0, cut), run(cut, total - cut)]), run(0, total), atol=1e-6, rtol=0)

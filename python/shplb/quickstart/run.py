@@ -19,7 +19,7 @@ from shplb.sglang.cpu import count_gpus, cpu_environment, detect_device
 from shplb.sglang.launch import Server
 
 PROMPT_TOKENS = 3000
-PROFILE_TOKENS = 4096
+PROFILE_TOKENS = 3072
 PROFILE_DOCUMENTS = 4
 DENSITY = 0.35
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from shplb.sglang.active_plan import load_plan
-from shplb.sglang.metadata import StepPlan
+from shplb.sglang.metadata import StepBudgets
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.plugin import require_active
 from shplb.sglang.refusal import StartRefusedError
@@ -63,7 +63,7 @@ class SparsePrefillMixin:
         self.shplb_prefill = SparsePrefill(self.shplb_plan.rule, self.shplb_plan.local_qo_heads(rank).tolist())
         self.shplb_last_layer = self.shplb_plan.model.num_layers - 1
         self.shplb_trace_dir = Path(args.shplb_trace) if args.shplb_trace else None
-        self.shplb_step: StepPlan | None = None
+        self.shplb_step: StepBudgets | None = None
         self.shplb_trace: StepTrace | None = None
         self.shplb_rank = rank
         STEP_COUNTERS.start(
@@ -82,7 +82,7 @@ class SparsePrefillMixin:
         self.shplb_step = self.shplb_trace = None
         if not forward_batch.forward_mode.is_extend_without_speculative() or not forward_batch.extend_seq_lens_cpu:
             return
-        step = StepPlan(
+        step = StepBudgets(
             self.shplb_table, list(forward_batch.extend_prefix_lens_cpu), list(forward_batch.extend_seq_lens_cpu)
         )
         self._count(step)
@@ -93,7 +93,7 @@ class SparsePrefillMixin:
             rids = list(forward_batch.rids or map(str, range(forward_batch.batch_size)))
             self.shplb_trace = StepTrace(self.shplb_trace_dir, self.shplb_rank, STEP_COUNTERS.sparse_steps, rids)
 
-    def _count(self, step: StepPlan) -> None:
+    def _count(self, step: StepBudgets) -> None:
         plan = self.shplb_plan
         loads = step.group_loads(plan)
         STEP_COUNTERS.add_step(

@@ -33,7 +33,7 @@ def cut_query_blocks(prefix_lens: list[int], new_lens: list[int], block_size: in
     return blocks
 
 
-class StepPlan:
+class StepBudgets:
     """List lengths of one prefill step for all layers and heads, and what they cost each rank.
 
     Attributes:

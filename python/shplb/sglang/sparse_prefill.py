@@ -5,7 +5,7 @@ import torch
 
 from shplb.kernels.reference import attend_pages
 from shplb.kernels.selection import page_scores, pool_tokens, rank_pages, select_pages
-from shplb.sglang.metadata import QueryBlock, StepPlan
+from shplb.sglang.metadata import QueryBlock, StepBudgets
 from shplb.sglang.trace import StepTrace
 from shplb.sparsity import SparsityRule
 
@@ -27,7 +27,7 @@ class SparsePrefill:
         k_pool: torch.Tensor,
         v_pool: torch.Tensor,
         token_slots: list[torch.Tensor],
-        step: StepPlan,
+        step: StepBudgets,
         layer: int,
         sm_scale: float,
         trace: StepTrace | None,
