@@ -17,12 +17,12 @@ quickstart: env ## serve a small real model with S-HPLB and ask it a long questi
 	$(PYTHON) -m shplb quickstart
 
 .PHONY: test
-test: env ## run all tests (GPU tests are skipped without a GPU)
-	$(PYTHON) -m pytest tests -n 2 --dist loadgroup
+test: env ## run all tests
+	$(PYTHON) -m pytest tests -n 2 --dist loadfile
 
 .PHONY: test-quick
 test-quick: env ## run the tests that start no server
-	$(PYTHON) -m pytest tests -n 2 --dist loadgroup -m "not server"
+	$(PYTHON) -m pytest tests -n 2 --dist loadfile -m "not server"
 
 .PHONY: lint
 lint: env ## ruff, mypy, clang-format

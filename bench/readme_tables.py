@@ -29,7 +29,7 @@ def quality_table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         dense = row["name"] == "dense"
         density = "1" if dense else f"{row['measured_density']:.3f}"
-        text = "0" if dense else f"+{row['text_nll_over_dense']:.4f} ± {row['text_nll_stderr']:.4f}"
+        text = "0" if dense else f"{row['text_nll_over_dense']:+.4f} ± {row['text_nll_stderr']:.4f}"
         answer = "0" if dense else f"{row['answer_nll_over_dense']:+.4f}"
         name = _BUDGETS[row.get("objective", "dense")]
         lines.append(f"| {name} | {density} | {text} | {row['answers_right']} of {row['answers']} | {answer} |")

@@ -3,7 +3,6 @@
 
 import hashlib
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,9 @@ import numpy as np
 
 from shplb.container import FileFormatError
 from shplb.errors import UserError
+from shplb.locking import locked
 from shplb.model import Fingerprint, ModelShape, fingerprint, read_config
+from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
 from shplb.profile import DENSITIES, HeadProfile
 from shplb.recording import CurveSums, ProfileJob, ProfileRequest
@@ -46,6 +47,13 @@ def check_request(model_dir: Path, *, lengths: tuple[int, ...], limit: int, tp_s
         raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
+    context = int(read_config(model_dir).get("max_position_embeddings") or 0)
+    if context and lengths[-1] > context:
+        raise CalibrationError(f"a length of {lengths[-1]} tokens is beyond the model's context of {context}.")
+    ends = range(shortest, lengths[-1] + shortest, shortest)
+    for low, high in zip((lengths[0] // 2, *lengths), lengths, strict=False):
+        if not any(max(low, high // 2) < min(end, lengths[-1]) <= high for end in ends):
+            raise CalibrationError(f"no query block of {shortest} tokens ends in ({low}, {high}]; drop one length.")
     if device not in ("cuda", "cpu"):
         raise CalibrationError(f"--device is {device}, expected cuda or cpu.")
 
@@ -67,7 +75,7 @@ def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, li
 def profile_model(
     model_dir: Path,
     documents: list[Document],
-    work_dir: Path,
+    out: Path,
     *,
     lengths: tuple[int, ...],
     tp_size: int = 1,
@@ -75,10 +83,11 @@ def profile_model(
     dtype: str = "auto",
     on_document: Callable[[str], None] = lambda name: None,
 ) -> HeadProfile:
-    """Measure the head curves of a model.
+    """Measure the head curves of a model and save them as ``out``.
 
-    ``work_dir`` holds finished documents; a second call with the same documents and lengths goes on where a first
-    one was stopped. ``on_document`` is called with the name of each document when it is done.
+    A folder beside ``out`` holds finished documents until then; a second call with the same documents and lengths goes
+    on where a first one was stopped, and waits where one is still running. ``on_document`` is called with the name of
+    each document when it is done.
     """
     config = read_config(model_dir)
     model = ModelShape.from_config(config)
@@ -88,11 +97,13 @@ def profile_model(
     digest, identity = documents_hash(documents), fingerprint(model_dir)
     # What is measured names the folder, so that work left by another run can't slip into this one.
     key = hashlib.sha256(f"{identity}{digest}{request}{tp_size}{dtype}".encode()).hexdigest()
-    folder = work_dir / key[:20]
-    request.save(folder)
-    _record(folder, names, ProfileJob(str(model_dir), tp_size, device, dtype, {}), on_document)
-    profile = _assemble(folder, names, request, tp_size, model, identity, digest)
-    shutil.rmtree(work_dir)
+    folder = out.parent / f".{out.name}.work" / key[:20]
+    with locked(folder.parent / f"{folder.name}.lock"):
+        request.save(folder)
+        _record(folder, names, ProfileJob(str(model_dir), tp_size, device, dtype, {}), on_document)
+        profile = _assemble(folder, names, request, tp_size, model, identity, digest)
+        profile.save(out)
+        shutil.rmtree(folder)
     return profile
 
 
@@ -157,20 +168,39 @@ def _assemble(
     )
 
 
-def calibrate(model_path: str, *, tp_size: int, density: float, plan_path: Path, device: str) -> None:
+def calibrate(
+    model_dir: Path, *, tp_size: int, density: float, plan_path: Path, device: str, dtype: str, max_tokens: int
+) -> None:
     """Profile and plan in processes of their own, so that the server that waits for the plan starts clean.
+
+    Several servers that start on one model at once make it once.
 
     Raises:
         CalibrationError: one of the two commands failed; its own message is on stderr.
     """
     profile_path = plan_path.with_name(plan_path.name.split("-tp")[0] + ".profile.safetensors")
-    command = [sys.executable, "-m", "shplb"]
-    steps = [
-        [*command, "plan", str(profile_path), "--tp", str(tp_size), "--density", str(density), "--out", str(plan_path)]
-    ]
-    if not profile_path.is_file():
-        profile = ["profile", "--model-path", model_path, "--out", str(profile_path), "--device", device]
-        steps.insert(0, [*command, *profile])
-    for step in steps:
-        if subprocess.run(step, check=False).returncode:
-            raise CalibrationError(f"`{' '.join(step[2:])}` failed; see its message above, or give --shplb-plan.")
+    make_profile = ["profile", "--model-path", str(model_dir), "--out", str(profile_path), "--device", device]
+    make_profile += ["--tp", str(tp_size), "--dtype", dtype, "--max-tokens", str(max_tokens)]
+    make_plan = ["plan", str(profile_path), "--tp", str(tp_size), "--density", str(density), "--out", str(plan_path)]
+    with locked(plan_path.with_name(f".{profile_path.name}.lock")):
+        if not is_readable(HeadProfile, profile_path):
+            _run(make_profile)
+        if not is_readable(ServingPlan, plan_path):
+            _run(make_plan)
+
+
+def is_readable(kind: type[HeadProfile] | type[ServingPlan], path: Path) -> bool:
+    """Whether ``path`` holds a file that this release can use; a cached one that it can't is made again."""
+    try:
+        kind.load(path)
+    except FileFormatError:
+        return False
+    return True
+
+
+def _run(arguments: list[str]) -> None:
+    with ManagedProcess([sys.executable, "-m", "shplb", *arguments], log=None) as child:
+        if child.wait():
+            raise CalibrationError(
+                f"`shplb {' '.join(arguments)}` failed; see its message above, or give --shplb-plan."
+            )

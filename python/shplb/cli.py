@@ -47,17 +47,16 @@ def profile(
     columns = (TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[name]}"), console=console) as bar:
         task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
-        result = profile_model(
+        profile_model(
             model_path,
             chosen,
-            out.parent / f".{out.name}.work",
+            out,
             lengths=wanted,
             tp_size=tp,
             device=device,
             dtype=dtype,
             on_document=lambda name: bar.update(task, advance=1, name=name),
         )
-    result.save(out)
     console.print(f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
 
 
@@ -136,11 +135,19 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     """Console entry: a user's mistake is one sentence and exit code 1, never a traceback."""
+    from shplb import Infeasible
     from shplb.errors import UserError
+    from shplb.processes import interrupt_on_sigterm
 
+    interrupt_on_sigterm()
     try:
         app()
-    except (ValueError, OSError, UserError) as error:
+    except ImportError as error:
+        console.print(
+            f"shplb: {error}; run `make env`, or install shplb with its extras.", markup=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except (ValueError, OSError, UserError, Infeasible) as error:
         console.print(f"shplb: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

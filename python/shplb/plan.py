@@ -71,7 +71,8 @@ class ServingPlan(msgspec.Struct, frozen=True):
     @property
     def hash(self) -> str:
         """sha256 (hex) of everything in the plan; equal on all ranks or they must not serve together."""
-        return content_hash(*self._parts())
+        tensors, facts = self._parts()
+        return content_hash(tensors, {**facts, "kind": KIND, "format_version": FORMAT_VERSION})
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))

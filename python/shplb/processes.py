@@ -8,16 +8,28 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 10.0
 
+# Bound here, since nothing should be loaded or allocated between fork and exec.
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
 
 def _die_with_parent() -> None:
-    # Runs in the child between fork and exec: even a killed parent (SIGKILL) takes it along.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # SIGKILL, since SGLang answers SIGTERM by finishing what is queued; its ranks die with it in the same way.
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def interrupt_on_sigterm() -> None:
+    """Make SIGTERM raise KeyboardInterrupt in the main thread, so that ``with`` blocks end their children."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 class ManagedProcess:
@@ -39,7 +51,7 @@ class ManagedProcess:
             stdin=subprocess.DEVNULL,
             env={**os.environ, **self.env},
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # safe: no threads run yet, exec follows at once
+            preexec_fn=_die_with_parent,
         )
         if stream:
             stream.close()

@@ -37,6 +37,10 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     def save(self, folder: Path) -> None:
         write_atomically(folder / _REQUEST, msgspec.json.encode(self))
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        return (folder / _REQUEST).is_file()
+
     @classmethod
     def load(cls, folder: Path) -> "ProfileRequest":
         return msgspec.json.decode((folder / _REQUEST).read_bytes(), type=cls)

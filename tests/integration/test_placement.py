@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Placement is free of loss: with every page kept, permuted heads give what Hugging Face transformers gives."""
 
+import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from scenario import CACHE, NEW_TOKENS, greedy, prompts, random_plan, server
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("placement")]
+from shplb.container import write_atomically
+from shplb.model import fingerprint
+
+pytestmark = pytest.mark.server
 
 LENGTHS = [5, 9, 16, 33, 40, 63, 64, 65, 80, 100, 127, 128, 129, 150, 160, 191, 192, 193, 200, 220,
            256, 320, 330, 350, 384, 400, 420, 640, 1100, 3000]  # fmt: skip
@@ -22,12 +27,10 @@ def batch(smollm2: Path) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(smollm2: Path, batch: list[list[int]]) -> list[tuple[list[int], list[float]]]:
     """(greedy tokens, their log-probabilities) by transformers; kept on disk, since they never change."""
-    import hashlib
-
-    key = hashlib.sha256(json.dumps([batch, NEW_TOKENS]).encode()).hexdigest()[:16]
-    path = CACHE / f"greedy-{key}.json"
+    facts = [batch, NEW_TOKENS, str(fingerprint(smollm2)), version("transformers"), version("torch")]
+    path = CACHE / f"greedy-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
-        path.write_text(json.dumps(transformers_greedy(smollm2, batch)))
+        write_atomically(path, json.dumps(transformers_greedy(smollm2, batch)).encode())
     return [(tokens, values) for tokens, values in json.loads(path.read_text())]
 
 

@@ -19,7 +19,9 @@ pytest.importorskip("sglang")
 from server_arguments import plan_of, refusal, server_args, write_model
 
 from shplb.model import fingerprint
+from shplb.recording import ProfileRequest
 from shplb.sglang.refusal import StartRefusedError
+from shplb.sparsity import SparsityRule
 
 pytestmark = pytest.mark.usefixtures("server_environment")
 
@@ -195,12 +197,22 @@ def test_quantised_checkpoints(tmp_path: Path, llama: Path) -> None:
 
     quantised = write_model(tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
     plan_of(quantised).save(tmp_path / "awq.plan")
+    ProfileRequest(documents=(), lengths=(1024,), rule=SparsityRule(query_block=128)).save(tmp_path)
     base = server_args(llama, shplb_profile=str(tmp_path))
     args = changed(base, model_path=str(quantised), shplb_profile=None, shplb_plan=str(tmp_path / "awq.plan"))
     with pytest.raises(StartRefusedError, match="quantised by awq"):
         check_supported(args)
     with pytest.raises(StartRefusedError, match="profile the unquantised"):
         check_supported(changed(args, shplb_plan=None, shplb_profile="x"))
+
+
+def test_profile_folder_without_a_request(llama: Path, tmp_path: Path) -> None:
+    assert "holds no profiling request" in refusal(llama, shplb_profile=str(tmp_path))
+
+
+def test_trace_folder_that_cannot_be_made(llama: Path, llama_plan: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "can't be written to" in refusal(llama, shplb_plan=llama_plan, shplb_trace=str(tmp_path / "file" / "x"))
 
 
 def test_profiling_and_serving_at_once(llama: Path, llama_plan: str) -> None:

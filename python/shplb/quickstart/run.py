@@ -2,11 +2,9 @@
 """The steps of the quickstart, in order, each with a progress line."""
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -42,7 +40,6 @@ class Steps:
 
 def run(folder: Path) -> None:
     """Do everything; files go to ``folder`` and are used again by the next run. Ctrl-C stops all children."""
-    signal.signal(signal.SIGTERM, _interrupt)
     console = Console()
     steps = Steps(console, 6)
     device = detect_device()
@@ -59,7 +56,7 @@ def run(folder: Path) -> None:
         options += ["--max-total-tokens", "20000"]
     with Server(model, folder / "server.log", tp_size=tp_size, device=device, options=options) as server:
         steps.begin("starting the server:")
-        console.print("  " + " ".join(["python", *server.command[1:]]), highlight=False, soft_wrap=True)
+        console.print("  " + server.shell_command(), highlight=False, markup=False, soft_wrap=True)
         with console.status("waiting for the server") as status:
             server.wait_ready(on_wait=lambda s: status.update(f"waiting for the server, {s:.0f} s (log: {server.log})"))
         steps.begin(f"asking for a fact in the middle of a {PROMPT_TOKENS}-token prompt")
@@ -68,10 +65,6 @@ def run(folder: Path) -> None:
     steps.begin("what S-HPLB did")
     _report(state, plan, console)
     console.print(f"files: {folder}/ (model, profile, plan, server.log); `shplb show {plan_path}` prints the plan")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _prepare_model(folder: Path, steps: Steps, device: str, tp_size: int) -> Path:
@@ -91,7 +84,9 @@ def _profile(model: Path, profile: Path, device: str, console: Console) -> None:
     from shplb.profile import HeadProfile
 
     try:
-        if HeadProfile.load(profile).fingerprint == fingerprint(model):
+        found = HeadProfile.load(profile)
+        wanted = (fingerprint(model), PROFILE_TOKENS, PROFILE_DOCUMENTS)
+        if (found.fingerprint, int(found.lengths[-1]), len(found.documents)) == wanted:
             console.print("  found the profile of an earlier run")
             return
     except FileFormatError:
@@ -138,7 +133,7 @@ def _report(state: dict[str, Any], plan: ServingPlan, console: Console) -> None:
         raise QuickstartError("no prefill step was sparse, so this run shows nothing of S-HPLB; see server.log.")
     console.print(
         f"  attention computed: {state['density']:.1%} of the causal blocks in {state['sparse_steps']} sparse prefill "
-        f"step(s); the rest was never read",
+        f"step(s); the rest took no part",
         highlight=False,
     )
     if plan.tp_size > 1:

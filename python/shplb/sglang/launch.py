@@ -3,6 +3,7 @@
 
 import json
 import random
+import shlex
 import socket
 import sys
 import time
@@ -15,6 +16,9 @@ from typing import Any
 from shplb.errors import UserError
 from shplb.processes import ManagedProcess
 from shplb.sglang.cpu import cpu_environment
+
+# A proxy for the outside world must not be asked for a server on this machine.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerFailedError(UserError):
@@ -57,7 +61,13 @@ class Server(ManagedProcess):
         command = launch_command(model_path, tp_size=tp_size, device=device, port=self.port, options=options or [])
         base = cpu_environment(tp_size) if device == "cpu" else {}
         super().__init__(command, log=log, env={**base, **(env or {})})
+        self._needed_env = base
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def shell_command(self) -> str:
+        """The command as one could paste it into a shell, environment variables included."""
+        variables = [f"{name}={value}" for name, value in self._needed_env.items()]
+        return shlex.join(["env", *variables, *self.command] if variables else self.command)
 
     def wait_ready(self, timeout_s: float = 900.0, on_wait: Callable[[float], None] = lambda seconds: None) -> None:
         """Return when ``/health`` answers 200; ServerFailedError when the server ends first or time is up."""
@@ -66,7 +76,7 @@ class Server(ManagedProcess):
             if self.returncode is not None:
                 raise ServerFailedError(self._with_log(f"the server ended with code {self.returncode}"))
             try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                with _opener.open(f"{self.url}/health", timeout=5) as answer:
                     if answer.status == 200:
                         return
             except (urllib.error.URLError, OSError):
@@ -79,15 +89,22 @@ class Server(ManagedProcess):
         return f"{what}; its log {self.log} ends:\n{self.tail()}"
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=600) as answer:
-            return json.load(answer)
+        return self._request(urllib.request.Request(self.url + path), 600.0)
 
     def post(self, path: str, body: dict[str, Any], timeout_s: float = 1800.0) -> Any:
         request = urllib.request.Request(
             f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return json.load(answer)
+        return self._request(request, timeout_s)
+
+    @staticmethod
+    def _request(request: urllib.request.Request, timeout_s: float) -> Any:
+        try:
+            with _opener.open(request, timeout=timeout_s) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace").strip()
+            raise ServerFailedError(f"{request.full_url} answered {error.code}: {text}") from None
 
     def shplb_state(self) -> dict[str, Any]:
         """The ``shplb`` section of ``/server_info`` (rank 0)."""

@@ -51,6 +51,9 @@ class StepBudgets:
         self.visible = np.array([num_pages(int(end)) for end in ends], dtype=np.int64)
         forced = np.array([rule.num_forced(block.first_row, block.end_row) for block in self.blocks], dtype=np.int32)
         self.keep = table.keep(self.visible, forced)
+        # One new token is a decode step (of a mixed batch) or costs as little as one: dense, like all decoding.
+        single = [index for index, block in enumerate(self.blocks) if new_lens[block.request] == 1]
+        self.keep[:, :, single] = self.visible[single]
         self.dense = bool(np.all(self.keep == self.visible))
 
     def group_loads(self, plan: ServingPlan) -> np.ndarray:

@@ -144,6 +144,8 @@ def output_grams(runner: Any) -> torch.Tensor:
     head_dim = runner.model_config.head_dim
     for index, layer in enumerate(runner.model.model.layers):
         weight = layer.self_attn.o_proj.weight
+        if getattr(layer.self_attn.o_proj, "use_intel_amx_backend", False):
+            raise StartRefusedError("o_proj is repacked for AMX here; profile in float32, or on a GPU.")
         if not torch.is_floating_point(weight) or weight.dim() != 2 or weight.shape[1] % head_dim:
             raise StartRefusedError(f"o_proj of layer {index} is not a float matrix; profile unquantised weights.")
         heads = weight.detach().float().view(weight.shape[0], -1, head_dim)

@@ -3,16 +3,27 @@
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from shplb.errors import UserError
 from shplb.model import Fingerprint
+from shplb.plan import ServingPlan
+from shplb.recording import ProfileRequest
 from shplb.sglang import SGLANG_VERSION
-from shplb.sglang.active_plan import DEFAULT_DENSITY, cached_plan_path, check_plan, identify, load_plan
+from shplb.sglang.active_plan import (
+    DEFAULT_DENSITY,
+    cached_plan_path,
+    check_plan,
+    identify,
+    load_plan,
+    local_model_dir,
+)
 from shplb.sglang.features import check_features, check_page_size, check_permutable
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
 
+_CALIBRATION_TOKENS = 8192
 _BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer",)}
 
 
@@ -61,6 +72,7 @@ def check_supported(args: Any) -> None:
     if args.shplb_profile is not None:
         _check_profiling(args, config)
         return
+    _check_trace_folder(args.shplb_trace)
     _choose_plan(args, identity)
     # A second engine in this process may come after the file was made again.
     load_plan.cache_clear()
@@ -86,6 +98,22 @@ def _check_profiling(args: Any, config: dict[str, Any]) -> None:
         raise StartRefusedError(
             "profiling reads o_proj weights, which are quantised here; profile the unquantised model, then serve both."
         )
+    if not ProfileRequest.is_in(Path(args.shplb_profile)):
+        raise StartRefusedError(
+            f"--shplb-profile {args.shplb_profile} holds no profiling request; profile with `shplb profile`."
+        )
+
+
+def _check_trace_folder(folder: str | None) -> None:
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise StartRefusedError(f"--shplb-trace {folder} can't be written to; give another folder.")
 
 
 def _choose_plan(args: Any, identity: Fingerprint) -> None:
@@ -99,11 +127,31 @@ def _choose_plan(args: Any, identity: Fingerprint) -> None:
         if args.shplb_density is not None and args.shplb_plan != str(path):
             raise StartRefusedError("--shplb-density has no effect on --shplb-plan, which holds its own; drop one.")
         return
-    if not path.is_file():
-        from shplb.calibration import calibrate
-
-        try:
-            calibrate(args.model_path, tp_size=args.tp_size, density=density, plan_path=path, device=args.device)
-        except UserError as error:
-            raise StartRefusedError(str(error)) from None
+    _make_plan(args, density, path)
     args.shplb_plan = str(path)
+
+
+def _make_plan(args: Any, density: float, path: Path) -> None:
+    """Calibrate into ``path`` unless it holds a usable plan."""
+    from shplb.calibration import calibrate, is_readable
+
+    if is_readable(ServingPlan, path):
+        return
+    folder = local_model_dir(args.model_path, args.revision)
+    if folder is None:
+        raise StartRefusedError(
+            f"{args.model_path} can't be profiled before it is on this disk; download it first, or give --shplb-plan."
+        )
+    context = int(args.context_length or args.get_model_config().context_len)
+    try:
+        calibrate(
+            folder,
+            tp_size=args.tp_size,
+            density=density,
+            plan_path=path,
+            device=args.device,
+            dtype=args.dtype,
+            max_tokens=min(_CALIBRATION_TOKENS, context // 2),
+        )
+    except UserError as error:
+        raise StartRefusedError(str(error)) from None

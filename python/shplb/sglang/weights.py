@@ -44,10 +44,16 @@ def install_head_placement(model: torch.nn.Module, model_config: Any) -> None:
     def load_placed(weights: Weights, *rest: Any, **options: Any) -> Any:
         nonlocal first_load
         seen: set[tuple[int, str, str]] = set()
-        result = load(place_weights(weights, plan, seen), *rest, **options)
-        if first_load:
-            check_complete(seen, plan.model.num_layers)
-            first_load = False
+        try:
+            result = load(place_weights(weights, plan, seen), *rest, **options)
+            if first_load:
+                check_complete(seen, plan.model.num_layers)
+        except StartRefusedError as error:
+            if first_load:
+                raise
+            # SGLang answers a failed online update with an error and goes on serving; a SystemExit would end the rank.
+            raise ValueError(str(error)) from None
+        first_load = False
         return result
 
     model.load_weights = load_placed
