@@ -10,6 +10,14 @@ import pytest
 CACHE = Path(os.environ.get("SHPLB_TEST_CACHE") or Path(__file__).parents[1] / ".cache" / "tests")
 
 
+def pytest_configure() -> None:
+    """Give every pytest-xdist worker one core: servers of two workers that share cores spin against each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a float32 Hugging Face folder: 9 query and 3 KV heads."""

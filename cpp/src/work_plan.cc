@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "int_layout.h"
@@ -44,6 +45,26 @@ void CheckItem(const WorkPlanProblem& p, std::size_t i, std::int64_t tile_rows) 
   if (p.head_indices[i] < 0) Refuse("head_indices", i, p.head_indices[i], "a head >= 0");
 }
 
+/// Without branches first, since all items are right as a rule.
+void CheckItems(const WorkPlanProblem& p, std::int64_t tile_rows) {
+  const std::size_t num_items = p.kv_lens.size();
+  const auto most_rows = static_cast<std::int32_t>(tile_rows);
+  const std::int32_t* const rows = p.qo_lens.data();
+  const std::int32_t* const tokens = p.kv_lens.data();
+  const std::int32_t* const first_row = p.qo_indptr.data();
+  const std::int32_t* const first_entry = p.kv_indptr.data();
+  const std::int32_t* const head = p.head_indices.data();
+  std::int32_t wrong = 0;  // its sign bit
+  for (std::size_t i = 0; i < num_items; ++i) {
+    const std::int32_t short_list = tokens[i] < rows[i] && tokens[i] != 0 ? -1 : 0;
+    const std::int32_t long_list = tokens[i] > kMaxListTokens ? -1 : 0;
+    const std::int32_t bad_rows = rows[i] < 1 || rows[i] > most_rows ? -1 : 0;
+    wrong |= short_list | long_list | bad_rows | first_row[i] | first_entry[i] | head[i];
+  }
+  if (wrong >= 0) return;
+  for (std::size_t i = 0; i < num_items; ++i) CheckItem(p, i, tile_rows);
+}
+
 void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   const TileShape tile = TileShapeOf(p.head_dim);
   Validate(p.cost);
@@ -54,7 +75,7 @@ void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   CheckSize("qo_lens", p.qo_lens, p.kv_lens.size());
   CheckSize("kv_indptr", p.kv_indptr, p.kv_lens.size());
   CheckSize("head_indices", p.head_indices, p.kv_lens.size());
-  for (std::size_t i = 0; i < p.kv_lens.size(); ++i) CheckItem(p, i, tile.query_rows);
+  CheckItems(p, tile.query_rows);
   const std::int64_t bytes = WorkPlanBytes(num_items, p.num_ctas);
   if (static_cast<std::int64_t>(buffer.size()) < bytes) {
     throw InvalidArgument("out", ToText(static_cast<std::int64_t>(buffer.size())) + " bytes",
@@ -86,40 +107,50 @@ WorkMethod MethodOf(WorkPlanMethod method) {
   return WorkMethod::kAuto;
 }
 
-/// Runs of consecutive items with equally many tiles.
-void FillRuns(const WorkPlanProblem& p, std::vector<internal::WorkRun>* runs) {
-  const auto kv_tokens = static_cast<std::int32_t>(TileShapeOf(p.head_dim).kv_tokens);
-  runs->clear();
-  for (std::size_t i = 0; i < p.kv_lens.size(); ++i) {
-    const std::int32_t tiles = (p.kv_lens[i] + kv_tokens - 1) / kv_tokens;
-    if (runs->empty() || runs->back().tiles != tiles) {
-      runs->push_back({tiles, static_cast<std::int32_t>(i), 0});
-    }
-    ++runs->back().count;
+/// Division by a constant, which compilers turn into a multiplication.
+template <std::uint32_t kTile>
+void FillTiles(std::span<const std::int32_t> tokens, std::int32_t* tiles) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const auto count = static_cast<std::uint32_t>(tokens[i]);
+    tiles[i] = static_cast<std::int32_t>((count + kTile - 1) / kTile);
+  }
+}
+
+/// KV tiles of every item.
+void FillTiles(const WorkPlanProblem& p, std::vector<std::int32_t>* tiles) {
+  tiles->resize(p.kv_lens.size());
+  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
+    FillTiles<96>(p.kv_lens, tiles->data());
+  } else {
+    FillTiles<32>(p.kv_lens, tiles->data());
   }
 }
 
 /// Mean, longest item, and: of the k * ctas + 1 longest items some CTA has k + 1.
-std::int64_t LowerBound(std::span<const internal::WorkRun> sorted, const WorkPlanProblem& p) {
-  const auto load = [&](const internal::WorkRun& run) {
-    return p.cost.item_ns + p.cost.kv_tile_ns * run.tiles;
-  };
+std::int64_t LowerBound(const WorkPlanProblem& p, const WorkScheduler& scheduler) {
+  const std::span<const internal::WorkItem> sorted = scheduler.sorted_items();
+  const auto ctas = static_cast<std::size_t>(p.num_ctas);
   std::int64_t sum = 0;
-  for (const internal::WorkRun& run : sorted) sum += load(run) * run.count;
-  std::int64_t bound = std::max((sum + p.num_ctas - 1) / p.num_ctas, load(sorted[0]));
-  std::int64_t position = 0;  // of the run's first item
-  std::int64_t last = 0;      // k * ctas of the latest bound, whose item is the longest left over
-  for (const internal::WorkRun& run : sorted) {
-    position += run.count;
-    for (; last + p.num_ctas < position; last += p.num_ctas) {
-      // The k + 1 items that end at this one are at least as long as it.
-      bound = std::max(bound, load(run) * ((last + p.num_ctas) / p.num_ctas + 1));
-    }
+  for (const std::int64_t load : scheduler.loads()) sum += load;
+  std::int64_t bound = (sum + p.num_ctas - 1) / p.num_ctas;
+  std::int64_t count = 1;  // k + 1
+  for (std::size_t i = 0; i < sorted.size(); i += ctas, ++count) {
+    // The k + 1 items that end at this one are at least as long as it.
+    const std::int64_t load = p.cost.item_ns + p.cost.kv_tile_ns * sorted[i].tiles;
+    bound = std::max(bound, load * count);
   }
   return bound;
 }
 
-void Write(const WorkPlanProblem& p, const IntLayout& layout, const WorkScheduler& scheduler,
+/// An item in one place, since the tables read items in another order than they come.
+struct PackedItem {
+  std::int32_t qo_indptr;
+  std::int32_t kv_indptr;
+  std::int32_t kv_len;
+  std::int32_t head;
+};
+
+void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkScheduler* scheduler,
            WorkPlan* plan) {
   const PlanInfo& info = plan->plan_info;
   const std::size_t num_items = p.kv_lens.size();
@@ -131,17 +162,22 @@ void Write(const WorkPlanProblem& p, const IntLayout& layout, const WorkSchedule
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
   plan->order.resize(num_items);
-  const auto order = scheduler.order();
-  plan->order.assign(order.begin(), order.end());
-  for (std::size_t position = 0; position < num_items; ++position) {
-    const auto item = static_cast<std::size_t>(order[position]);
-    qo_indptr[position] = p.qo_indptr[item];
-    kv_indptr[position] = p.kv_indptr[item];
-    qo_len[position] = p.qo_lens[item];
-    kv_len[position] = p.kv_lens[item];
-    head[position] = p.head_indices[item];
+  std::int32_t* const order = plan->order.data();
+  scheduler->ForEachItem([&](std::int32_t position, std::int32_t item) { order[position] = item; });
+  const auto packed = std::make_unique_for_overwrite<PackedItem[]>(num_items);
+  for (std::size_t i = 0; i < num_items; ++i) {
+    packed[i] = {p.qo_indptr[i], p.kv_indptr[i], p.kv_lens[i], p.head_indices[i]};
   }
-  std::copy(scheduler.indptr().begin(), scheduler.indptr().end(), layout.At(info[6]));
+  for (std::size_t position = 0; position < num_items; ++position) {
+    const auto index = static_cast<std::size_t>(order[position]);
+    const PackedItem item = packed[index];
+    qo_indptr[position] = item.qo_indptr;
+    kv_indptr[position] = item.kv_indptr;
+    qo_len[position] = p.qo_lens[index];
+    kv_len[position] = item.kv_len;
+    head[position] = item.head;
+  }
+  std::copy(scheduler->indptr().begin(), scheduler->indptr().end(), layout.At(info[6]));
 }
 
 }  // namespace
@@ -157,16 +193,16 @@ std::int64_t WorkPlanBytes(std::int64_t num_items, std::int64_t num_ctas) {
 WorkPlan PlanWork(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   Validate(p, buffer);
   WorkScheduler scheduler(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
-  FillRuns(p, &scheduler.runs());
+  FillTiles(p, &scheduler.tiles());
   scheduler.Schedule(MethodOf(p.method));
   IntLayout layout(buffer);
   WorkPlan plan;
   plan.plan_info = Layout(static_cast<std::int64_t>(p.kv_lens.size()), p.num_ctas, &layout);
   plan.num_bytes = layout.used();
-  Write(p, layout, scheduler, &plan);
+  Write(p, layout, &scheduler, &plan);
   plan.cta_loads.assign(scheduler.loads().begin(), scheduler.loads().end());
   plan.makespan_ns = *std::max_element(plan.cta_loads.begin(), plan.cta_loads.end());
-  plan.lower_bound_ns = LowerBound(scheduler.sorted_runs(), p);
+  plan.lower_bound_ns = LowerBound(p, scheduler);
   return plan;
 }
 

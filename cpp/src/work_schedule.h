@@ -5,19 +5,15 @@
 #include <span>
 #include <vector>
 
-namespace shplb::internal {
+#include "cta_queue.h"
 
-/// Keys of the sort are 24 bits: two passes of 12.
-inline constexpr std::int32_t kMaxTiles = (1 << 24) - 1;
+namespace shplb::internal {
 
 enum class WorkMethod { kAuto, kLongestFirst, kSnake };
 
-/// Consecutive work items of equal length. Blocks that follow each other keep nearly the same
-/// number of pages, so there are far fewer runs than items to sort.
-struct WorkRun {
-  std::int32_t tiles;  // KV tiles of each item, in [0, kMaxTiles]
-  std::int32_t first;  // items [first, first + count)
-  std::int32_t count;
+struct WorkItem {
+  std::int32_t tiles;  // KV tiles, in [0, 2^24)
+  std::int32_t index;
 };
 
 /// Assigns work items to the CTAs of one GPU. Keeps its scratch, so that nothing is allocated once
@@ -26,61 +22,71 @@ class WorkScheduler {
  public:
   WorkScheduler(std::int64_t num_ctas, std::int64_t item_ns, std::int64_t tile_ns);
 
-  /// The caller clears and fills it: every item in [0, num_items) in exactly one run, ascending.
-  std::vector<WorkRun>& runs() { return runs_; }
+  /// Input: KV tiles of every list, in [0, 2^24).
+  std::vector<std::int32_t>& tiles() { return tiles_; }
 
-  /// Load of an item = item_ns + tile_ns * tiles. Longest first, equal lengths in input order,
-  /// onto the CTA with least load up to a quantum of at most 1/512 of the longest item. kAuto deals
-  /// long tables forth and back over the CTAs (snake) between its longest and its shortest items,
-  /// which are placed longest-first; if a CTA then exceeds the lower bound by more than 1/64,
-  /// everything is longest-first.
-  void Schedule(WorkMethod method);
+  /// Items [i * items_per_list, (i + 1) * items_per_list) read list i. Load of an item = item_ns +
+  /// tile_ns * tiles. Longest first, equal lengths in input order, onto the CTA with least load up
+  /// to a quantum. kAuto deals the longer items of a long table over the CTAs row by row and leaves
+  /// it to the last rows, placed longest-first, to level what that left; if a CTA then exceeds the
+  /// lower bound by more than 1/64, everything is longest-first.
+  void Schedule(WorkMethod method, std::int32_t items_per_list = 1);
 
-  /// CTA c runs the items order()[indptr[c], indptr[c + 1]), longest first [num_ctas + 1].
+  /// CTA c runs what stands at [indptr[c], indptr[c + 1]) of the table, longest first
+  /// [num_ctas + 1].
   std::span<const std::int32_t> indptr() const { return indptr_; }
-  std::span<const std::int32_t> order() const { return order_; }  // [num_items]
+  /// Calls write(position in the table, item) once per item, in descending length. Once per
+  /// schedule.
+  template <class Write>
+  void ForEachItem(Write write) {
+    std::int32_t* const next = next_.data();
+    for (std::size_t i = 0; i < num_items_; ++i) write(next[cta_[i]]++, sorted_[i].index);
+  }
   /// ns [num_ctas].
   std::span<const std::int64_t> loads() const { return load_; }
-  /// Runs in descending length.
-  std::span<const WorkRun> sorted_runs() const { return sorted_; }
+  /// In descending length.
+  std::span<const WorkItem> sorted_items() const { return {sorted_.data(), num_items_}; }
 
  private:
-  /// Position in the descending order of items: `offset` items into run `run`.
-  struct Cursor {
-    std::size_t run = 0;
-    std::int32_t offset = 0;
-    std::size_t item = 0;
+  /// Consecutive items of equal length, and where they end. Blocks that follow each other keep
+  /// nearly the same number of pages, so there are far fewer runs than items to sort.
+  struct RunEnd {
+    std::int32_t tiles;
+    std::int32_t end;
   };
 
-  void Sort();
-  void SortPass(int shift, std::int32_t buckets, std::span<const WorkRun> from,
-                std::span<WorkRun> to);
-  void Deal(Cursor* at, std::size_t end);
-  void LongestFirst(Cursor* at, std::size_t end);
-  void FillQueue(std::int64_t longest);
-  void EmptyQueue();
-  void Push(std::int16_t cta);
-  std::int16_t Pop();
-  bool IsBalanced() const;
-  void OrderByCta();
+  /// Of the CTAs' loads, ns.
+  struct Level {
+    std::int64_t most;
+    std::int64_t mean;
+  };
+
+  std::size_t FindRuns(std::int32_t items_per_list);
+  void Sort(std::size_t num_runs);
+  void StartBuckets(std::int32_t buckets);
+  void SortByLowBits(std::span<const RunEnd> from, WorkItem* to);
+  void SortByHighBits(std::span<const WorkItem> from, WorkItem* to);
+  void Assign(WorkMethod method);
+  bool AssignDealt(std::size_t lead);
+  void Deal(std::size_t from, std::size_t to);
+  void LongestFirst(std::size_t from, std::size_t to);
+  void Restart();
+  Level LevelOf() const;
+  void StartPositions();
   std::int64_t LoadOf(std::int32_t tiles) const { return item_ns_ + tile_ns_ * tiles; }
 
   std::int64_t num_ctas_;
   std::int64_t item_ns_;
   std::int64_t tile_ns_;
-  std::vector<WorkRun> runs_, half_sorted_, sorted_;
+  std::vector<std::int32_t> tiles_;
+  std::vector<RunEnd> ends_;
+  std::vector<WorkItem> half_sorted_, sorted_;
   std::vector<std::int32_t> histogram_;
   std::vector<std::uint16_t> cta_;  // [num_items], by position in the descending order
-  std::vector<std::int32_t> order_, indptr_, next_;
+  std::vector<std::int32_t> count_, indptr_, next_;  // items per CTA, their positions
   std::vector<std::int64_t> load_;
   std::size_t num_items_ = 0;
-  // Monotone bucket queue of CTAs by load: first-in first-out inside a bucket, so that equal items
-  // that follow each other land on different CTAs at about the same time.
-  std::vector<std::int16_t> bucket_head_, bucket_tail_, queue_next_;
-  std::vector<std::uint64_t> occupied_;  // one bit per bucket
-  std::int64_t queue_base_ = 0;          // load of bucket 0
-  int queue_shift_ = 0;                  // log2 of a bucket's width
-  std::size_t queue_front_ = 0;          // no CTA in an earlier bucket
+  CtaQueue queue_;
 };
 
 }  // namespace shplb::internal

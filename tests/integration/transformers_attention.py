@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package's kernels as an attention function of transformers: head curves and sparse prefill without a server."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from shplb.kernels.selection import pool_tokens
+from shplb.model import ModelShape, fingerprint, read_config
+from shplb.plan import ServingPlan
+from shplb.profile import DENSITIES, HeadProfile
+from shplb.recording import CurveSums, ProfileRequest
+from shplb.sglang.metadata import StepBudgets, cut_query_blocks
+from shplb.sglang.profiling import CurveRecorder
+from shplb.sglang.sparse_prefill import SparsePrefill
+from shplb.sparsity import SparsityRule, query_block_size
+
+
+class PluggedModel:
+    """A causal model whose prefill attention is dense, recorded, or sparse under a plan."""
+
+    def __init__(self, model_dir: Path, tokens: int) -> None:
+        AttentionInterface.register("shplb", self._attend)
+        self.folder, self.tokens = model_dir, tokens
+        self.shape = ModelShape.from_config(read_config(model_dir))
+        self.rule = SparsityRule(query_block=query_block_size(self.shape.head_dim), dense_below_tokens=256)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, attn_implementation="shplb"
+        ).eval()
+        self.request = ProfileRequest(documents=(), lengths=(tokens // 2, tokens), rule=self.rule)
+        self.sums: CurveSums | None = None
+        self.plan: ServingPlan | None = None
+
+    def nll(self, token_ids: list[int], plan: ServingPlan | None) -> np.ndarray:
+        """NLL of every token but the first, under sparse attention if there is a plan."""
+        self.plan = plan
+        if plan is not None:
+            self.step = StepBudgets(plan.budget_table(self.tokens), [0], [len(token_ids)])
+            self.prefill = SparsePrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
+        ids = torch.tensor([token_ids])
+        with torch.inference_mode():
+            logits = self.model(ids).logits[0, :-1]
+        self.plan = None
+        return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").double().numpy()
+
+    def profile(self, documents: list[list[int]]) -> HeadProfile:
+        """Head curves, measured as the server's profiling backend measures them."""
+        found = []
+        for token_ids in documents:
+            self.sums = CurveSums.zeros(self.shape.num_layers, self.shape.num_qo_heads, len(self.request.lengths))
+            self.nll(token_ids, None)
+            found.append(self.sums)
+            self.sums = None
+        rows = np.array([sums.rows[0] for sums in found])
+        scale = 1.0 / rows[:, None, None, :, None]
+        return HeadProfile(
+            model=self.shape,
+            fingerprint=fingerprint(self.folder),
+            rule=self.rule,
+            documents=tuple(f"document{index}" for index in range(len(documents))),
+            documents_hash="",
+            versions={},
+            lengths=np.array(self.request.lengths, dtype=np.int64),
+            densities=np.array(DENSITIES),
+            rows=rows,
+            error=(np.array([sums.error for sums in found]) * scale).astype(np.float32),
+            recovery=np.clip((np.array([sums.recovery for sums in found]) * scale).astype(np.float32), 0, 1),
+        )
+
+    def _attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scaling: float,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # [tokens, heads, head_dim]
+        layer = module.layer_idx
+        if self.plan is not None:
+            slots = [torch.arange(len(q))]
+            return self.prefill.run(q, k, v, slots, self.step, layer, scaling, None)[None], None
+        if self.sums is not None:
+            self._record(module, layer, q, k, v, scaling)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2), None
+
+    def _record(
+        self, module: Any, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
+    ) -> None:
+        weight = module.o_proj.weight.detach().view(self.shape.hidden_size, -1, self.shape.head_dim)
+        grams = torch.einsum("ohd,ohe->hde", weight, weight)[None].expand(self.shape.num_layers, -1, -1, -1)
+        recorder = CurveRecorder(self.request, self.folder, 0, grams)
+        keys, values, pooled = k.transpose(0, 1), v.transpose(0, 1), pool_tokens(k, 0, self.rule.score_stride)
+        for block in cut_query_blocks([0], [len(q)], self.rule.query_block):
+            bucket = self.request.bucket(block.end_row)
+            if bucket is not None:
+                rows = q[block.first_row : block.end_row]
+                curves = recorder._measure(layer, rows, keys, values, pooled, block, scaling)
+                self.sums.add(layer, bucket, *curves)
