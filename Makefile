@@ -5,6 +5,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 UV := .cache/bootstrap/bin/uv
+# The first Python 3.12 that runs, pyenv's included (its python3.12 on the PATH may be a stub); else uv fetches one.
+PYTHON312 := $(shell for python in python3.12 python3 $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
+  $$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && \
+  $$python -c 'import sys; print(sys.executable)' && exit; done; echo 3.12)
 PYTHON := .venv/bin/python
 EXTENSION_SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp -type f 2>/dev/null)
 
@@ -50,7 +54,7 @@ $(UV):
 
 .venv/.locked: requirements.lock | $(UV)
 	@echo "== installing pinned dependencies into .venv (11 GB with SGLang and CUDA; minutes, once)"
-	test -x $(PYTHON) || $(UV) venv -q --python 3.12 .venv
+	test -x $(PYTHON) || $(UV) venv -q --python $(PYTHON312) .venv
 	$(UV) pip install -q --python $(PYTHON) -r requirements.lock
 	touch $@
 

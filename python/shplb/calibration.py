@@ -120,7 +120,8 @@ def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_docume
     log = folder.with_name(folder.name + ".log")
     command = [sys.executable, "-m", "shplb.sglang.profile_worker", str(folder)]
     env = cpu_environment(job.tp_size) if job.device == "cpu" else {}
-    with ManagedProcess(command, log=log, env=env) as worker:
+    # SGLang answers SIGTERM by finishing what is queued; here nothing of that is wanted.
+    with ManagedProcess(command, log=log, env=env, grace_s=1.0) as worker:
         while waiting:
             ended = worker.returncode is not None
             for name in [name for name in waiting if job.is_done(folder, name)]:

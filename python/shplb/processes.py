@@ -12,7 +12,6 @@ from types import FrameType, TracebackType
 from typing import Self
 
 _PR_SET_PDEATHSIG = 1
-_GRACE_S = 10.0
 
 # Bound here, since nothing should be loaded or allocated between fork and exec.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -35,9 +34,19 @@ def interrupt_on_sigterm() -> None:
 class ManagedProcess:
     """A command in a process group of its own; leaving the ``with`` block ends the whole group."""
 
-    def __init__(self, command: Sequence[str], *, log: Path | None, env: Mapping[str, str] | None = None) -> None:
-        """``log``: file for stdout and stderr, None inherits them. ``env`` is added to this process's environment."""
-        self.command, self.log, self.env = list(command), log, dict(env or {})
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path | None,
+        env: Mapping[str, str] | None = None,
+        grace_s: float = 10.0,
+    ) -> None:
+        """``log``: file for stdout and stderr, None inherits them. ``env`` is added to this process's environment.
+
+        ``grace_s``: seconds between SIGTERM and SIGKILL; less for a command that runs inside another managed one.
+        """
+        self.command, self.log, self.env, self.grace_s = list(command), log, dict(env or {}), grace_s
 
     def __enter__(self) -> Self:
         stream = None
@@ -73,7 +82,7 @@ class ManagedProcess:
         """SIGTERM to the group, then SIGKILL to whatever is left after a grace period or a second Ctrl-C."""
         try:
             self._signal(signal.SIGTERM)
-            deadline = time.monotonic() + _GRACE_S
+            deadline = time.monotonic() + self.grace_s
             while time.monotonic() < deadline and self._alive():
                 self.process.poll()
                 time.sleep(0.1)
