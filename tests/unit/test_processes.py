@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from shplb import processes
 from shplb.processes import ManagedProcess
 
 # Starts a grandchild that sleeps, writes both pids to argv[1], sleeps. argv[2] "stubborn": both ignore SIGTERM.
@@ -64,9 +63,8 @@ def test_leaving_the_block_ends_child_and_grandchild(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
-def test_who_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_GRACE_S", 0.5)
-    with ManagedProcess(family(tmp_path / "pids", "stubborn"), log=tmp_path / "log") as process:
+def test_who_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    with ManagedProcess(family(tmp_path / "pids", "stubborn"), log=tmp_path / "log", grace_s=0.5) as process:
         found = pids(tmp_path / "pids")
     assert wait_for(lambda: not any(map(alive, found)), 2.0)
     assert process.returncode == -signal.SIGKILL
