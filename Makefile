@@ -18,7 +18,7 @@ help: ## list the targets
 
 .PHONY: quickstart
 quickstart: env ## serve a small real model with S-HPLB and ask it a long question
-	$(PYTHON) -m shplb quickstart
+	$(PYTHON) -W ignore -m shplb quickstart
 
 .PHONY: test
 test: env ## run all tests

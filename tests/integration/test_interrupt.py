@@ -36,7 +36,15 @@ def interrupt(
     environment = {**os.environ, "SHPLB_INTERRUPT_TEST": str(folder)}
     log = folder / "interrupt.log"
     with log.open("wb") as stream:
-        run = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        run = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            # A test run in the background of a shell ignores SIGINT, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         deadline = time.monotonic() + 600
         while not reached():
