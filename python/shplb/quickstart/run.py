@@ -18,7 +18,7 @@ from shplb.sglang.launch import Server
 
 PROMPT_TOKENS = 3000
 PROFILE_TOKENS = 3072
-PROFILE_DOCUMENTS = 4
+PROFILE_DOCUMENTS = 3
 DENSITY = 0.35
 
 
