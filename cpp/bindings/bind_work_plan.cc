@@ -44,7 +44,8 @@ WorkPlan Plan(const py::object& qo_indptr, const py::object& qo_lens, const py::
   problem.method = MethodOf(method);
   const std::span<std::byte> buffer = WritableBytes(out, "out");
   const py::gil_scoped_release release;
-  return PlanWork(problem, buffer);
+  thread_local WorkPlanner planner;
+  return planner.Plan(problem, buffer);
 }
 
 void BindCostModel(py::module_& m) {

@@ -14,6 +14,7 @@ namespace shplb::internal {
 /// without a branch, and a pop has one that is nearly always predicted.
 class CtaQueue {
  public:
+  CtaQueue() = default;
   explicit CtaQueue(std::int64_t num_ctas)
       : num_ctas_(static_cast<std::uint32_t>(num_ctas)),
         link_(static_cast<std::size_t>(num_ctas) + kMostBuckets),
@@ -67,7 +68,7 @@ class CtaQueue {
     tail_[front_ & mask_] = current_;
   }
 
-  std::uint32_t num_ctas_;
+  std::uint32_t num_ctas_ = 0;
   std::vector<std::uint32_t> link_;  // next in the list [num_ctas, then sentinels]
   std::vector<std::uint32_t> tail_;  // last of each bucket's list, its sentinel if empty
   std::uint64_t mask_ = 0;           // number of buckets - 1

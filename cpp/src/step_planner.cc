@@ -95,8 +95,8 @@ StepPlanner::Impl::Impl(const StepPlannerConfig& c)
       kv_tile(TileShapeOf(c.head_dim).kv_tokens),
       full_stride(c.max_pages * kPageTokens / TileShapeOf(c.head_dim).query_rows),
       keep(static_cast<std::size_t>(num_layers * num_list_heads * stride)),
-      predictor(c),
-      scheduler(c.num_ctas, c.cost.item_ns, c.cost.kv_tile_ns) {
+      predictor(c) {
+  scheduler.Configure(c.num_ctas, c.cost.item_ns, c.cost.kv_tile_ns);
   const std::int64_t group_size = c.num_qo_heads / c.num_kv_heads;
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
     for (std::int64_t j = 0; j < num_list_heads; ++j) {

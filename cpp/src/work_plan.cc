@@ -107,6 +107,14 @@ WorkMethod MethodOf(WorkPlanMethod method) {
   return WorkMethod::kAuto;
 }
 
+/// An item in one place, since the tables read items in another order than they come.
+struct PackedItem {
+  std::int32_t qo_indptr;
+  std::int32_t kv_indptr;
+  std::int32_t kv_len;
+  std::int32_t head;
+};
+
 /// Division by a constant, which compilers turn into a multiplication.
 template <std::uint32_t kTile>
 void FillTiles(std::span<const std::int32_t> tokens, std::int32_t* tiles) {
@@ -116,42 +124,45 @@ void FillTiles(std::span<const std::int32_t> tokens, std::int32_t* tiles) {
   }
 }
 
-/// KV tiles of every item.
-void FillTiles(const WorkPlanProblem& p, std::vector<std::int32_t>* tiles) {
-  tiles->resize(p.kv_lens.size());
-  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
-    FillTiles<96>(p.kv_lens, tiles->data());
-  } else {
-    FillTiles<32>(p.kv_lens, tiles->data());
-  }
-}
-
 /// Mean, longest item, and: of the k * ctas + 1 longest items some CTA has k + 1.
-std::int64_t LowerBound(const WorkPlanProblem& p, const WorkScheduler& scheduler) {
-  const std::span<const internal::WorkItem> sorted = scheduler.sorted_items();
-  const auto ctas = static_cast<std::size_t>(p.num_ctas);
+std::int64_t LowerBound(const WorkScheduler& scheduler) {
+  const std::span<const internal::WorkItem> items = scheduler.sorted_items();
+  const std::size_t ctas = scheduler.loads().size();
   std::int64_t sum = 0;
   for (const std::int64_t load : scheduler.loads()) sum += load;
-  std::int64_t bound = (sum + p.num_ctas - 1) / p.num_ctas;
+  const auto num_ctas = static_cast<std::int64_t>(ctas);
+  std::int64_t bound = (sum + num_ctas - 1) / num_ctas;
   std::int64_t count = 1;  // k + 1
-  for (std::size_t i = 0; i < sorted.size(); i += ctas, ++count) {
+  for (std::size_t i = 0; i < items.size(); i += ctas, ++count) {
     // The k + 1 items that end at this one are at least as long as it.
-    const std::int64_t load = p.cost.item_ns + p.cost.kv_tile_ns * sorted[i].tiles;
-    bound = std::max(bound, load * count);
+    bound = std::max(bound, scheduler.LoadOf(items[i]) * count);
   }
   return bound;
 }
 
-/// An item in one place, since the tables read items in another order than they come.
-struct PackedItem {
-  std::int32_t qo_indptr;
-  std::int32_t kv_indptr;
-  std::int32_t kv_len;
-  std::int32_t head;
+}  // namespace
+
+struct WorkPlanner::Impl {
+  void Schedule(const WorkPlanProblem& p);
+  void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkPlan* plan);
+
+  WorkScheduler scheduler;
+  std::vector<PackedItem> packed;
 };
 
-void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkScheduler* scheduler,
-           WorkPlan* plan) {
+void WorkPlanner::Impl::Schedule(const WorkPlanProblem& p) {
+  std::vector<std::int32_t>& tiles = scheduler.tiles();
+  tiles.resize(p.kv_lens.size());
+  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
+    FillTiles<96>(p.kv_lens, tiles.data());
+  } else {
+    FillTiles<32>(p.kv_lens, tiles.data());
+  }
+  scheduler.Configure(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
+  scheduler.Schedule(MethodOf(p.method));
+}
+
+void WorkPlanner::Impl::Write(const WorkPlanProblem& p, const IntLayout& layout, WorkPlan* plan) {
   const PlanInfo& info = plan->plan_info;
   const std::size_t num_items = p.kv_lens.size();
   std::memset(layout.At(info[0]), 0, num_items * 4);
@@ -163,8 +174,9 @@ void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkScheduler* sch
   std::int32_t* const head = layout.At(info[5]);
   plan->order.resize(num_items);
   std::int32_t* const order = plan->order.data();
-  scheduler->ForEachItem([&](std::int32_t position, std::int32_t item) { order[position] = item; });
-  const auto packed = std::make_unique_for_overwrite<PackedItem[]>(num_items);
+  scheduler.ForEachItem(
+      [order](std::int32_t position, std::int32_t item) { order[position] = item; });
+  if (packed.size() < num_items) packed.resize(num_items);
   for (std::size_t i = 0; i < num_items; ++i) {
     packed[i] = {p.qo_indptr[i], p.kv_indptr[i], p.kv_lens[i], p.head_indices[i]};
   }
@@ -177,10 +189,8 @@ void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkScheduler* sch
     kv_len[position] = item.kv_len;
     head[position] = item.head;
   }
-  std::copy(scheduler->indptr().begin(), scheduler->indptr().end(), layout.At(info[6]));
+  std::copy(scheduler.indptr().begin(), scheduler.indptr().end(), layout.At(info[6]));
 }
-
-}  // namespace
 
 std::int64_t WorkPlanBytes(std::int64_t num_items, std::int64_t num_ctas) {
   RequireInRange("num_items", num_items, 1, kMaxPlanItems);
@@ -190,19 +200,21 @@ std::int64_t WorkPlanBytes(std::int64_t num_items, std::int64_t num_ctas) {
   return layout.used();
 }
 
-WorkPlan PlanWork(const WorkPlanProblem& p, std::span<std::byte> buffer) {
+WorkPlanner::WorkPlanner() : impl_(std::make_unique<Impl>()) {}
+WorkPlanner::~WorkPlanner() = default;
+
+WorkPlan WorkPlanner::Plan(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   Validate(p, buffer);
-  WorkScheduler scheduler(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
-  FillTiles(p, &scheduler.tiles());
-  scheduler.Schedule(MethodOf(p.method));
+  impl_->Schedule(p);
   IntLayout layout(buffer);
   WorkPlan plan;
   plan.plan_info = Layout(static_cast<std::int64_t>(p.kv_lens.size()), p.num_ctas, &layout);
   plan.num_bytes = layout.used();
-  Write(p, layout, &scheduler, &plan);
-  plan.cta_loads.assign(scheduler.loads().begin(), scheduler.loads().end());
-  plan.makespan_ns = *std::max_element(plan.cta_loads.begin(), plan.cta_loads.end());
-  plan.lower_bound_ns = LowerBound(p, scheduler);
+  impl_->Write(p, layout, &plan);
+  const std::span<const std::int64_t> loads = impl_->scheduler.loads();
+  plan.cta_loads.assign(loads.begin(), loads.end());
+  plan.makespan_ns = *std::max_element(loads.begin(), loads.end());
+  plan.lower_bound_ns = LowerBound(impl_->scheduler);
   return plan;
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 namespace shplb::internal {
 
@@ -13,8 +14,9 @@ constexpr std::int32_t kSortBuckets = 1 << kSortBits;
 constexpr std::int32_t kSortMask = kSortBuckets - 1;
 /// Rows of one item per CTA. Four dealt rows cancel what two leave.
 constexpr std::size_t kDealRows = 4;
-constexpr std::size_t kLeadRows = 4;
 constexpr std::size_t kTailRows = 3;
+/// A dealt table may exceed the lower bound by 1/kEnough.
+constexpr std::int64_t kEnough = 64;
 /// The queue's quantum is renewed once items are this much shorter.
 constexpr std::int64_t kRefill = 4;
 constexpr std::uint64_t kFine = 512;
@@ -22,19 +24,27 @@ constexpr std::uint64_t kCoarse = 64;
 
 }  // namespace
 
-WorkScheduler::WorkScheduler(std::int64_t num_ctas, std::int64_t item_ns, std::int64_t tile_ns)
-    : num_ctas_(num_ctas),
-      item_ns_(item_ns),
-      tile_ns_(tile_ns),
-      histogram_(kSortBuckets),
-      count_(static_cast<std::size_t>(num_ctas)),
-      indptr_(static_cast<std::size_t>(num_ctas) + 1),
-      next_(static_cast<std::size_t>(num_ctas)),
-      load_(static_cast<std::size_t>(num_ctas)),
-      queue_(num_ctas) {}
+WorkScheduler::WorkScheduler() : histogram_(kSortBuckets) {}
+
+void WorkScheduler::Configure(std::int64_t num_ctas, std::int64_t item_ns, std::int64_t tile_ns) {
+  item_ns_ = item_ns;
+  tile_ns_ = tile_ns;
+  const auto ctas = static_cast<std::size_t>(num_ctas);
+  if (ctas == num_ctas_) return;
+  num_ctas_ = ctas;
+  forth_.resize(ctas);
+  std::iota(forth_.begin(), forth_.end(), std::uint16_t{0});
+  back_.assign(forth_.rbegin(), forth_.rend());
+  count_.resize(ctas);
+  indptr_.resize(ctas + 1);
+  next_.resize(ctas);
+  load_.resize(ctas);
+  queue_ = CtaQueue(num_ctas);
+}
 
 void WorkScheduler::Schedule(WorkMethod method, std::int32_t items_per_list) {
   num_items_ = tiles_.size() * static_cast<std::size_t>(items_per_list);
+  if (cta_.size() < num_items_) cta_.resize(num_items_);
   Sort(FindRuns(items_per_list));
   Assign(method);
   StartPositions();
@@ -117,8 +127,7 @@ void WorkScheduler::Restart() {
 }
 
 void WorkScheduler::Assign(WorkMethod method) {
-  if (cta_.size() < num_items_) cta_.resize(num_items_);
-  if (method == WorkMethod::kAuto && (AssignDealt(0) || AssignDealt(kLeadRows))) return;
+  if (method == WorkMethod::kAuto && AssignDealt()) return;
   Restart();
   if (method == WorkMethod::kSnake) {
     Deal(0, num_items_);
@@ -127,55 +136,65 @@ void WorkScheduler::Assign(WorkMethod method) {
   }
 }
 
-/// The first `lead` rows of one item per CTA and the last ones longest-first, those between dealt.
-/// False if the table is too short for that, or the result not even enough.
-bool WorkScheduler::AssignDealt(std::size_t lead) {
-  const auto ctas = static_cast<std::size_t>(num_ctas_);
-  const std::size_t rows = num_items_ / ctas;
-  if (rows < lead + kDealRows + kTailRows) return false;
-  const std::size_t dealt = (rows - lead - kTailRows) / kDealRows * kDealRows;
-  const std::size_t tail = (lead + dealt) * ctas;
+/// Four rows at a time: dealt while the tail can level what is out of level, longest-first where it
+/// can't; the tail longest-first. False if the table is too short for that, or the result not even
+/// enough.
+bool WorkScheduler::AssignDealt() {
+  const std::size_t rows = num_items_ / num_ctas_;
+  if (rows < kDealRows + kTailRows) return false;
+  const std::size_t part = kDealRows * num_ctas_;
+  const std::size_t tail = (rows - kTailRows) / kDealRows * part;
+  const std::int64_t bound = std::max(MeanLoadFrom(0), LoadOf(sorted_[0]));
+  const std::int64_t can_level = MeanLoadFrom(tail) + bound / (2 * kEnough);
   Restart();
-  LongestFirst(0, lead * ctas);
-  Deal(lead * ctas, (lead + kDealRows) * ctas);
-  // What the longest items have put out of level, the tail must be able to level.
-  std::int64_t tail_sum = 0;
-  for (std::size_t i = tail; i < num_items_; ++i) tail_sum += LoadOf(sorted_[i].tiles);
-  const Level lead_level = LevelOf();
-  if (lead_level.most - lead_level.mean > tail_sum / num_ctas_) return false;
-  Deal((lead + kDealRows) * ctas, tail);
+  bool level = true;
+  for (std::size_t item = 0; item < tail; item += part) {
+    if (level) {
+      Deal(item, item + part);
+    } else {
+      LongestFirst(item, item + part);
+    }
+    level = Unlevel() <= can_level;
+  }
+  if (!level) return false;
   LongestFirst(tail, num_items_);
-  const Level level = LevelOf();
-  const std::int64_t bound = std::max(level.mean, LoadOf(sorted_[0].tiles));
-  return level.most - bound <= bound / 64;
+  return *std::max_element(load_.begin(), load_.end()) - bound <= bound / kEnough;
 }
 
-WorkScheduler::Level WorkScheduler::LevelOf() const {
+/// Load per CTA of the items from `first` on.
+std::int64_t WorkScheduler::MeanLoadFrom(std::size_t first) const {
+  std::int64_t tiles = 0;
+  for (std::size_t i = first; i < num_items_; ++i) tiles += sorted_[i].tiles;
+  const auto items = static_cast<std::int64_t>(num_items_ - first);
+  return (item_ns_ * items + tile_ns_ * tiles) / static_cast<std::int64_t>(num_ctas_);
+}
+
+/// By how much the most loaded CTA is above the mean.
+std::int64_t WorkScheduler::Unlevel() const {
   std::int64_t sum = 0;
   std::int64_t most = 0;
   for (const std::int64_t load : load_) {
     sum += load;
     most = std::max(most, load);
   }
-  return {most, sum / num_ctas_};
+  return most - sum / static_cast<std::int64_t>(num_ctas_);
 }
 
 /// Rows of one item per CTA. Which rows go back follows the Thue-Morse sequence: forth and back
 /// cancels the slope of the lengths, back and forth after that their curvature, and so on.
 void WorkScheduler::Deal(std::size_t from, std::size_t to) {
-  const auto ctas = static_cast<std::size_t>(num_ctas_);
-  for (std::size_t row = 0; from < to; ++row) {
-    const std::size_t part = std::min(ctas, to - from);
-    const bool back = std::popcount(row) % 2 == 1;
-    const WorkItem* const item = sorted_.data() + from;
-    std::uint16_t* const cta_of = cta_.data() + from;
-    for (std::size_t i = 0; i < part; ++i) {
-      const std::size_t cta = back ? ctas - 1 - i : i;
-      cta_of[i] = static_cast<std::uint16_t>(cta);
-      load_[cta] += LoadOf(item[i].tiles);
-      ++count_[cta];
-    }
-    from += part;
+  for (; from + num_ctas_ <= to; from += num_ctas_) DealRow(from, num_ctas_);
+  if (from < to) DealRow(from, to - from);
+}
+
+void WorkScheduler::DealRow(std::size_t from, std::size_t items) {
+  const bool back = std::popcount(from / num_ctas_) % 2 == 1;
+  const std::vector<std::uint16_t>& order = back ? back_ : forth_;
+  const WorkItem* const item = sorted_.data() + from;
+  std::copy_n(order.data(), items, cta_.data() + from);
+  for (std::size_t i = 0; i < items; ++i) {
+    load_[order[i]] += LoadOf(item[i]);
+    ++count_[order[i]];
   }
 }
 
@@ -189,7 +208,7 @@ void WorkScheduler::LongestFirst(std::size_t from, std::size_t to) {
   CtaQueue queue = std::move(queue_);  // a local object, whose members can stay in registers
   std::int64_t renew_below = INT64_MAX;
   // With few items per CTA every choice counts.
-  const bool few = num_items_ < 4 * static_cast<std::size_t>(num_ctas_);
+  const bool few = num_items_ < 4 * num_ctas_;
   const std::uint64_t fineness = few ? kFine : kCoarse;
   for (std::size_t i = from; i < to; ++i) {
     const std::int64_t load = item_ns + tile_ns * items[i].tiles;

@@ -73,7 +73,7 @@ std::uint64_t WorkDigest(std::uint64_t seed) {
   p.method = static_cast<WorkPlanMethod>(random.Below(3));
   std::vector<std::byte> buffer(
       static_cast<std::size_t>(WorkPlanBytes(static_cast<std::int64_t>(items), p.num_ctas)));
-  const WorkPlan plan = PlanWork(p, buffer);
+  const WorkPlan plan = WorkPlanner().Plan(p, buffer);
   Digest digest;
   digest.Add(plan.order);
   digest.Add(plan.cta_loads);

@@ -27,7 +27,7 @@ struct Items {
 WorkPlan Plan(const Items& items, std::int64_t num_ctas) {
   const auto count = static_cast<std::int64_t>(items.tokens.size());
   std::vector<std::byte> buffer(static_cast<std::size_t>(WorkPlanBytes(count, num_ctas)));
-  return PlanWork(items.Problem(num_ctas), buffer);
+  return WorkPlanner().Plan(items.Problem(num_ctas), buffer);
 }
 
 TEST(WorkPlan, OffsetsFollowEachOtherAligned) {
@@ -59,14 +59,31 @@ TEST(WorkPlan, LongKeysNeedTwoSortPasses) {
   }
 }
 
+TEST(WorkPlan, AUsedPlannerPlansLikeANewOne) {
+  sample::Random random(6);
+  WorkPlanner used;
+  for (const std::int64_t num_ctas : {132, 7, 132, 1}) {
+    Items items(static_cast<std::size_t>(200 + random.Below(3000)));
+    for (auto& t : items.tokens) t = static_cast<std::int32_t>(128 + random.Skewed(20));
+    const auto bytes = static_cast<std::size_t>(
+        WorkPlanBytes(static_cast<std::int64_t>(items.tokens.size()), num_ctas));
+    std::vector<std::byte> mine(bytes), theirs(bytes);
+    const WorkPlan plan = used.Plan(items.Problem(num_ctas), mine);
+    const WorkPlan expected = WorkPlanner().Plan(items.Problem(num_ctas), theirs);
+    EXPECT_EQ(plan.order, expected.order);
+    EXPECT_EQ(plan.cta_loads, expected.cta_loads);
+    EXPECT_EQ(mine, theirs);
+  }
+}
+
 TEST(WorkPlan, RefusesWhatTheKernelCannotRun) {
   Items items(4);
   std::vector<std::byte> buffer(4096);
   items.rows[2] = 129;
-  EXPECT_THROW(PlanWork(items.Problem(4), buffer), InvalidArgument);
+  EXPECT_THROW(WorkPlanner().Plan(items.Problem(4), buffer), InvalidArgument);
   items.rows[2] = 128;
   items.tokens[1] = 100;
-  EXPECT_THROW(PlanWork(items.Problem(4), buffer), InvalidArgument);
+  EXPECT_THROW(WorkPlanner().Plan(items.Problem(4), buffer), InvalidArgument);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -47,11 +48,23 @@ struct WorkPlan {
   std::int64_t lower_bound_ns = 0;      // no assignment has a smaller makespan
 };
 
-/// Bytes PlanWork writes for this many items.
+/// Bytes WorkPlanner writes for this many items.
 std::int64_t WorkPlanBytes(std::int64_t num_items, std::int64_t num_ctas);
 
-/// Assigns items to CTAs and writes the eight int32 arrays into `buffer` (16-byte aligned, at least
-/// WorkPlanBytes). O(items) time.
-WorkPlan PlanWork(const WorkPlanProblem& problem, std::span<std::byte> buffer);
+/// Keeps its scratch from call to call: memory that is new to a process costs more than the plan.
+/// One object per thread.
+class WorkPlanner {
+ public:
+  WorkPlanner();
+  ~WorkPlanner();
+
+  /// Assigns items to CTAs and writes the eight int32 arrays into `buffer` (16-byte aligned, at
+  /// least WorkPlanBytes). O(items) time.
+  WorkPlan Plan(const WorkPlanProblem& problem, std::span<std::byte> buffer);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 }  // namespace shplb

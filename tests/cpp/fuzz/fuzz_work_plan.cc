@@ -37,7 +37,8 @@ void Run(Input* input) {
   p.method = static_cast<WorkPlanMethod>(input->Take<std::uint8_t>() % 3);
   std::vector<std::byte> buffer(static_cast<std::size_t>(
       input->Bit() ? WorkPlanBytes(static_cast<std::int64_t>(count), p.num_ctas) : 64));
-  const WorkPlan plan = PlanWork(p, buffer);
+  static WorkPlanner planner;
+  const WorkPlan plan = planner.Plan(p, buffer);
   std::vector<std::int32_t> order = plan.order;
   std::sort(order.begin(), order.end());
   for (std::size_t i = 0; i < count; ++i) {
