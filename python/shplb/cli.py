@@ -73,7 +73,7 @@ def plan(
     """Turn a profile into budgets and a head placement for one tensor-parallel size."""
     from shplb.planning import make_plan
     from shplb.profile import HeadProfile
-    from shplb.report import print_plan
+    from shplb.show import print_plan
 
     made = make_plan(
         HeadProfile.load(profile_path),
@@ -92,7 +92,7 @@ def plan(
 def show(path: Annotated[Path, typer.Argument(help="A plan file.")]) -> None:
     """Show a plan: budgets as a map of heads, rank loads before and after placement."""
     from shplb.plan import ServingPlan
-    from shplb.report import print_head_map, print_plan
+    from shplb.show import print_head_map, print_plan
 
     loaded = ServingPlan.load(path)
     output = Console()

@@ -27,21 +27,21 @@ _LAZY = {"transformers": ("calibration.py", "quickstart/")}
 
 # Arrows among our own modules: a key may not reach the values. Prefixes, as above.
 _FORBIDDEN = {
-    "budget.py": ("placement", "plan", "profile", "sglang", "kernels", "hf", "cli", "report"),
-    "placement.py": ("budget", "plan", "profile", "sglang", "kernels", "hf", "cli", "report"),
-    "container.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "report"),
-    "model.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "report"),
-    "sparsity.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "report"),
-    "plan.py": ("sglang", "kernels", "hf", "cli", "report", "calibration"),
-    "profile.py": ("sglang", "kernels", "hf", "cli", "report", "calibration"),
-    "planning.py": ("sglang", "kernels", "hf", "cli", "report", "calibration"),
-    "planner.py": ("sglang", "kernels", "hf", "cli", "report", "calibration"),
-    "report.py": ("sglang", "kernels", "hf", "cli", "calibration"),
-    "kernels/": ("sglang", "hf", "cli", "report", "calibration"),
-    "texts/": ("sglang", "kernels", "hf", "cli", "report", "calibration"),
-    "patching/": ("sglang", "kernels", "hf", "cli", "report", "calibration"),
-    "hf/": ("sglang", "kernels", "cli", "report", "calibration"),
-    "sglang/": ("cli", "report", "hf", "quickstart"),
+    "budget.py": ("placement", "plan", "profile", "sglang", "kernels", "hf", "cli", "show", "report"),
+    "placement.py": ("budget", "plan", "profile", "sglang", "kernels", "hf", "cli", "show", "report"),
+    "container.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "show", "report"),
+    "model.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "show", "report"),
+    "sparsity.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "show", "report"),
+    "plan.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "profile.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "planning.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "planner.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "show.py": ("sglang", "kernels", "hf", "cli", "calibration"),
+    "kernels/": ("sglang", "hf", "cli", "show", "report", "calibration"),
+    "texts/": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "patching/": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "hf/": ("sglang", "kernels", "cli", "show", "report", "calibration"),
+    "sglang/": ("cli", "show", "report", "hf", "quickstart"),
 }
 
 
@@ -105,7 +105,7 @@ def test_the_rules_name_what_exists() -> None:
     "code",
     [
         "import shplb",
-        "import shplb.plan, shplb.profile, shplb.planning, shplb.report, shplb.calibration, shplb.quickstart.run",
+        "import shplb.plan, shplb.profile, shplb.planning, shplb.show, shplb.calibration, shplb.quickstart.run",
         "import shplb.sglang.server_args, shplb.sglang.features, shplb.sglang.active_plan, shplb.sglang.plugin",
         "import sys; sys.argv = ['shplb', '--help']\nfrom shplb.cli import main\ntry: main()\nexcept SystemExit: pass",
     ],

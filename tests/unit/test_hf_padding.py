@@ -10,55 +10,32 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import tiny_models  # noqa: E402
+
 from shplb.hf.padding import pad_kv_groups  # noqa: E402
 
-_COMMON = {
-    "hidden_size": 96,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-}
-_CASES = {
-    "llama": ("Llama", {}),
-    "llama_biases": ("Llama", {"attention_bias": True, "head_dim": 8}),
-    "llama_tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama_multi_head": ("Llama", {"num_attention_heads": 3}),
-    "mistral": ("Mistral", {"head_dim": 8, "sliding_window": None}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
-}
+_SIZES = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3}
 
 
 def tiny_model(case: str, folder: Path, **save: object) -> Path:
-    family, changes = _CASES[case]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(_COMMON | changes))
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    # Biases and norms start at constants, which would hide a mistake.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    model.save_pretrained(folder, **save)
+    family, _, multi_head = case.partition(" ")
+    sizes = _SIZES | ({"num_attention_heads": 3} if multi_head else {})
+    tiny_models.tiny_model(family, **sizes).save_pretrained(folder, **save)
     return folder
 
 
 def logits(folder: Path) -> "torch.Tensor":
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        return model(torch.arange(40).reshape(2, 20) * 3 % 128).logits
+    return tiny_models.logits(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
 
 
 @pytest.mark.parametrize("num_kv_heads", [4, 8])
-@pytest.mark.parametrize("case", list(_CASES))
+@pytest.mark.parametrize("case", [*tiny_models.CASES, "llama multi_head"])
 def test_logits_are_equal(tmp_path: Path, case: str, num_kv_heads: int) -> None:
     source = tiny_model(case, tmp_path / "source")
     padded = pad_kv_groups(source, tmp_path / "padded", num_kv_heads)
     torch.testing.assert_close(logits(padded), logits(source), atol=1e-5, rtol=1e-5)
     config = json.loads((padded / "config.json").read_text())
-    group_size = 1 if case == "llama_multi_head" else 2
+    group_size = 1 if case == "llama multi_head" else 2
     assert config["num_key_value_heads"] == num_kv_heads
     assert config["num_attention_heads"] == num_kv_heads * group_size
     assert config["head_dim"] > 0

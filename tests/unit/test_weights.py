@@ -10,42 +10,22 @@ import pytest
 from synthetic import is_one_sentence, make_serving_plan
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+import tiny_models  # noqa: E402
+from tiny_models import logits  # noqa: E402
 
 from shplb.model import ModelShape  # noqa: E402
 from shplb.plan import ServingPlan  # noqa: E402
 from shplb.sglang.refusal import StartRefusedError  # noqa: E402
 from shplb.sglang.weights import check_complete, place_weights  # noqa: E402
 
-_COMMON = {
-    "hidden_size": 64,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-}
-_CASES = {
-    "llama": ("Llama", {}),
-    "llama_biases": ("Llama", {"attention_bias": True, "head_dim": 16}),
-    "llama_multi_head": ("Llama", {"num_key_value_heads": 8}),
-    "mistral": ("Mistral", {"head_dim": 16, "sliding_window": None}),
-    "qwen2": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
-}
+_SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4}
 
 
 def tiny_model(case: str) -> Any:
-    family, changes = _CASES[case]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(_COMMON | changes))
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    # Biases and norms start at constants, which would hide a mistake.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    return model
+    family, _, multi_head = case.partition(" ")
+    return tiny_models.tiny_model(family, **(_SIZES | ({"num_key_value_heads": 8} if multi_head else {})))
 
 
 def plan_for(model: Any, seed: int = 1) -> ServingPlan:
@@ -55,12 +35,7 @@ def plan_for(model: Any, seed: int = 1) -> ServingPlan:
     return plan
 
 
-def logits(model: Any) -> Any:
-    with torch.inference_mode():
-        return model(torch.arange(40).reshape(2, 20) * 3 % 128).logits
-
-
-@pytest.mark.parametrize("case", list(_CASES))
+@pytest.mark.parametrize("case", [*tiny_models.CASES, "llama multi_head"])
 def test_logits_stay(case: str) -> None:
     model = tiny_model(case)
     before, old = logits(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
