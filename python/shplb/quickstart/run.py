@@ -12,9 +12,9 @@ from rich.console import Console
 from shplb.errors import UserError
 from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
-from shplb.show import imbalance_of_totals, print_head_map, print_plan
 from shplb.sglang.cpu import count_gpus, cpu_environment, detect_device
 from shplb.sglang.launch import Server
+from shplb.show import imbalance_of_totals, print_head_map, print_plan
 
 PROMPT_TOKENS = 3000
 PROFILE_TOKENS = 3072
