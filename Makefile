@@ -25,11 +25,11 @@ quickstart: env ## serve a small real model with S-HPLB and ask it a long questi
 
 .PHONY: test
 test: env ## run all tests
-	$(PYTHON) -m pytest tests -n 2 --dist loadfile
+	$(PYTHON) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-quick
 test-quick: env ## run the tests that start no server
-	$(PYTHON) -m pytest tests -n 2 --dist loadfile -m "not server"
+	$(PYTHON) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -m "not server"
 
 .PHONY: lint
 lint: env ## ruff, mypy, clang-format

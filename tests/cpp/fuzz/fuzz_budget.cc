@@ -14,6 +14,8 @@ double TakeValue(Input* input) {
   return byte / 251.0;
 }
 
+}  // namespace
+
 void Run(Input* input) {
   BudgetProblem p;
   p.num_layers = input->Extent(4);
@@ -44,11 +46,4 @@ void Run(Input* input) {
   }
 }
 
-}  // namespace
 }  // namespace shplb::fuzz
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  shplb::fuzz::Input input(data, size);
-  shplb::fuzz::Guard([&] { shplb::fuzz::Run(&input); });
-  return 0;
-}

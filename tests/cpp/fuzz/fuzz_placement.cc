@@ -6,8 +6,6 @@
 #include "shplb/placement.h"
 
 namespace shplb::fuzz {
-namespace {
-
 void Run(Input* input) {
   PlacementProblem p;
   p.num_layers = input->Extent(3);
@@ -41,11 +39,4 @@ void Run(Input* input) {
   }
 }
 
-}  // namespace
 }  // namespace shplb::fuzz
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  shplb::fuzz::Input input(data, size);
-  shplb::fuzz::Guard([&] { shplb::fuzz::Run(&input); });
-  return 0;
-}

@@ -31,6 +31,8 @@ void CheckPlan(const StepPlan& plan, const std::vector<std::byte>& buffer,
   }
 }
 
+}  // namespace
+
 void Run(Input* input) {
   const bool copied = input->Bit();
   const std::int64_t ranks = 1 + input->Take<std::uint8_t>() % 3;
@@ -78,11 +80,4 @@ void Run(Input* input) {
   }
 }
 
-}  // namespace
 }  // namespace shplb::fuzz
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  shplb::fuzz::Input input(data, size);
-  shplb::fuzz::Guard([&] { shplb::fuzz::Run(&input); });
-  return 0;
-}

@@ -6,8 +6,6 @@
 #include "shplb/work_plan.h"
 
 namespace shplb::fuzz {
-namespace {
-
 void Run(Input* input) {
   const auto count = static_cast<std::size_t>(input->Take<std::uint16_t>() % 1500);
   std::vector<std::int32_t> qo(count), rows(count), kv(count), tokens(count), heads(count);
@@ -48,11 +46,4 @@ void Run(Input* input) {
   Expect(plan.num_bytes <= static_cast<std::int64_t>(buffer.size()), "nothing past the buffer");
 }
 
-}  // namespace
 }  // namespace shplb::fuzz
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  shplb::fuzz::Input input(data, size);
-  shplb::fuzz::Guard([&] { shplb::fuzz::Run(&input); });
-  return 0;
-}

@@ -67,6 +67,9 @@ void Guard(Solve solve) {
   }
 }
 
+/// What one target does with an input; each target defines it.
+void Run(Input* input);
+
 }  // namespace shplb::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
