@@ -24,6 +24,9 @@ from shplb.sglang.cpu import cpu_environment
 from shplb.sparsity import SparsityRule, query_block_size
 from shplb.texts import Document, calibration_documents, documents_hash, user_documents
 
+# Where a config names no context length; no model reads more.
+_MOST_TOKENS = 1 << 24
+
 
 class CalibrationError(UserError):
     """A profile that can't be made; the message is one sentence."""
@@ -37,9 +40,16 @@ def default_lengths(longest: int) -> tuple[int, ...]:
     return (*(length for length in lengths if length < longest), longest)
 
 
-def check_request(model_dir: Path, *, lengths: tuple[int, ...], limit: int, tp_size: int, device: str) -> None:
+def check_request(
+    model_dir: Path, out: Path, *, lengths: tuple[int, ...], limit: int, tp_size: int, device: str
+) -> None:
     """Refuse what can't be profiled before anything slow begins; CalibrationError in one sentence."""
-    model = ModelShape.from_config(read_config(model_dir))
+    config = read_config(model_dir)
+    model = ModelShape.from_config(config)
+    if config.get("quantization_config") or config.get("compression_config"):
+        raise CalibrationError(f"{model_dir} has quantised weights; profile the unquantised model, then serve both.")
+    if out.is_dir():
+        raise CalibrationError(f"--out {out} is a folder, expected the name of a file to write.")
     shortest = query_block_size(model.head_dim)
     if lengths[0] < shortest:
         raise CalibrationError(f"a length of {lengths[0]} tokens is too short, expected a query block of {shortest}.")
@@ -47,8 +57,9 @@ def check_request(model_dir: Path, *, lengths: tuple[int, ...], limit: int, tp_s
         raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
-    context = int(read_config(model_dir).get("max_position_embeddings") or 0)
-    if context and lengths[-1] > context:
+    context = config.get("max_position_embeddings")
+    context = context if isinstance(context, int) and context > 0 else _MOST_TOKENS
+    if lengths[-1] > context:
         raise CalibrationError(f"a length of {lengths[-1]} tokens is beyond the model's context of {context}.")
     ends = range(shortest, lengths[-1] + shortest, shortest)
     for low, high in zip((lengths[0] // 2, *lengths), lengths, strict=False):

@@ -36,18 +36,20 @@ def profile(
 ) -> None:
     """Measure what every head loses at every density, through SGLang's engine with dense attention."""
     from shplb.calibration import check_request, choose_documents, default_lengths, profile_model
+    from shplb.show_stability import print_stability
+    from shplb.stability import stability
 
     wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
     if device == "auto":
         from shplb.sglang.cpu import detect_device
 
         device = detect_device()
-    check_request(model_path, lengths=wanted, limit=documents, tp_size=tp, device=device)
+    check_request(model_path, out, lengths=wanted, limit=documents, tp_size=tp, device=device)
     chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
     columns = (TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[name]}"), console=console) as bar:
+    with Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=console) as bar:
         task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
-        profile_model(
+        made = profile_model(
             model_path,
             chosen,
             out,
@@ -57,7 +59,8 @@ def profile(
             dtype=dtype,
             on_document=lambda name: bar.update(task, advance=1, name=name),
         )
-    console.print(f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
+    print_stability(stability(made), console)
+    say(f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
 
 
 @app.command()
@@ -85,7 +88,7 @@ def plan(
     )
     made.save(out)
     print_plan(made, console)
-    console.print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @app.command()
@@ -109,7 +112,7 @@ def pad(
     """Add zero KV groups to a model, so that its heads divide over more TP sizes; outputs stay the same."""
     from shplb.hf.padding import pad_kv_groups
 
-    console.print(f"wrote {pad_kv_groups(model_path, out, kv_heads)}")
+    say(f"wrote {pad_kv_groups(model_path, out, kv_heads)}")
 
 
 @app.command()
@@ -120,6 +123,11 @@ def quickstart(
     from shplb.quickstart.run import default_folder, run
 
     run(default_folder() if folder is None else folder)
+
+
+def say(text: str) -> None:
+    """A line on stderr; brackets in file names are no markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -143,12 +151,10 @@ def main() -> None:
     try:
         app()
     except ImportError as error:
-        console.print(
-            f"shplb: {error}; run `make env`, or install shplb with its extras.", markup=False, soft_wrap=True
-        )
+        say(f"shplb: {error}; run `make env`, or install shplb with its extras.")
         sys.exit(1)
     except (ValueError, OSError, UserError, Infeasible) as error:
-        console.print(f"shplb: {error}", markup=False, highlight=False, soft_wrap=True)
+        say(f"shplb: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -38,6 +38,8 @@ def content_hash(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any])
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to a temporary name beside ``path``, flush it to disk, rename: a reader sees all or nothing."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the name of a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -97,15 +99,15 @@ def _read(path: Path, kind: str) -> tuple[str, dict[str, np.ndarray]]:
             return raw, {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
     except FileFormatError:
         raise
-    # A TypeError stands for a dtype that numpy lacks, such as bfloat16.
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    # A TypeError or AttributeError stands for a dtype that numpy lacks, such as bfloat16 or float8.
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{path} is damaged or not a {kind} ({error}): make it again with shplb.") from None
 
 
 def _parse_facts(path: Path, kind: str, raw: str) -> dict[str, Any]:
     try:
         facts = json.loads(raw)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise FileFormatError(f"{path} is damaged: its {kind} metadata is not JSON; make it again with shplb.")

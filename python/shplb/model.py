@@ -57,7 +57,7 @@ class ModelShape(msgspec.Struct, frozen=True):
         Raises:
             UnsupportedModelError: unknown architecture, sliding window, or heads that do not form whole groups.
         """
-        architecture = (config.get("architectures") or ["unknown"])[0]
+        architecture = architecture_of(config)
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise UnsupportedModelError(
                 f"S-HPLB serves {', '.join(SUPPORTED_ARCHITECTURES)}, this model is {architecture}: "
@@ -68,22 +68,49 @@ class ModelShape(msgspec.Struct, frozen=True):
                 f"S-HPLB does not serve sliding-window attention (sliding_window={config['sliding_window']}): "
                 "serve this model without --enable-shplb."
             )
-        sizes = [config.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")]
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
+        if config.get("dual_chunk_attention_config"):
             raise UnsupportedModelError(
-                f"num_hidden_layers, num_attention_heads and hidden_size are {sizes}, expected positive integers: "
-                "check the model's config.json."
+                "S-HPLB does not serve dual chunk attention: remove dual_chunk_attention_config from the model's "
+                "config.json, or serve it without --enable-shplb."
             )
-        layers, heads, hidden = map(int, sizes)  # type: ignore[arg-type]
+        heads, hidden = positive_int(config, "num_attention_heads"), positive_int(config, "hidden_size")
         return cls(
             architecture=architecture,
-            num_layers=layers,
+            num_layers=positive_int(config, "num_hidden_layers"),
             num_qo_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
+            num_kv_heads=positive_int(config, "num_key_value_heads", heads),
+            head_dim=positive_int(config, "head_dim", hidden // heads),
             hidden_size=hidden,
-            inert_kv_heads=tuple(int(head) for head in config.get(INERT_KEY) or ()),
+            inert_kv_heads=inert_heads_of(config),
         )
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The one architecture that a Hugging Face config names; "unknown" where it names none or several."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else "unknown"
+
+
+def positive_int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number >= 1 of a Hugging Face config, ``default`` where it is absent, null or 0.
+
+    Raises:
+        UnsupportedModelError: anything else stands there, or nothing and there is no default.
+    """
+    value = config.get(key) or default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsupportedModelError(
+            f"{key} is {config.get(key)!r}, expected a positive integer: check the config.json."
+        )
+    return value
+
+
+def inert_heads_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """KV heads that ``shplb pad`` added."""
+    heads = config.get(INERT_KEY) or []
+    if not isinstance(heads, list) or not all(isinstance(head, int) for head in heads):
+        raise UnsupportedModelError(f"{INERT_KEY} is {heads!r}, expected a list of KV heads: pad the model again.")
+    return tuple(heads)
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -116,9 +143,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def weights_hash(model_dir: Path) -> str:
     """sha256 (hex) over each shard's size, header and 16 samples of 4 KiB: tells fine-tunes apart in milliseconds.
 
-    "" when the folder holds no safetensors.
+    Of safetensors where there are some, else of PyTorch's own files; "" when the folder holds neither.
     """
-    shards = sorted(model_dir.glob("*.safetensors"))
+    shards = sorted(model_dir.glob("*.safetensors")) or sorted([*model_dir.glob("*.bin"), *model_dir.glob("*.pt")])
     if not shards:
         return ""
     digest = hashlib.sha256()
@@ -126,7 +153,7 @@ def weights_hash(model_dir: Path) -> str:
         size = shard.stat().st_size
         digest.update(f"{shard.name}:{size}".encode())
         with shard.open("rb") as stream:
-            # A file that is not safetensors may claim any length; it is refused elsewhere.
+            # Where these bytes are no header length, they make some start in the file, always the same one.
             start = min(8 + int.from_bytes(stream.read(8), "little"), size)
             digest.update(stream.read(max(start - 8, 0)))
             for index in range(_SAMPLES_PER_SHARD):

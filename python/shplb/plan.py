@@ -2,16 +2,22 @@
 """ServingPlan: budgets and head placement for one model at one tensor-parallel size, as one validated file."""
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
 
+from shplb.budget import Objective, Scope
 from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
 from shplb.model import Fingerprint, ModelShape
-from shplb.sparsity import BudgetTable, SparsityRule
+from shplb.sparsity import BudgetTable, SparsityRule, query_block_size
 
 KIND = "ServingPlan"
 FORMAT_VERSION = 1
+
+# Far beyond any context, and small enough for the integers of a budget table.
+_MOST_TOKENS = 1 << 30
+_MOST_PAGES = 1 << 16
 
 
 class ServingPlan(msgspec.Struct, frozen=True):
@@ -105,7 +111,15 @@ class ServingPlan(msgspec.Struct, frozen=True):
         """Check value ranges; FileFormatError naming what is wrong."""
         whole = np.sort(self.physical_to_logical, axis=1)
         checks = {
-            "lengths": len(self.lengths) > 0 and self.lengths[0] > 0 and bool(np.all(np.diff(self.lengths) > 0)),
+            "lengths": len(self.lengths) > 0
+            and 0 < self.lengths[0] <= self.lengths[-1] <= _MOST_TOKENS
+            and bool(np.all(np.diff(self.lengths) > 0)),
+            "density": 0.0 < self.density <= 1.0,
+            "objective": self.objective in get_args(Objective),
+            "scope": self.scope in get_args(Scope),
+            "rule": self.rule.query_block == query_block_size(self.model.head_dim)
+            and max(self.rule.sink_pages, self.rule.local_pages, self.rule.floor_pages) <= _MOST_PAGES
+            and self.rule.dense_below_tokens <= _MOST_TOKENS,
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
             "loads": bool(np.all(self.loads >= 0)),

@@ -37,7 +37,8 @@ def print_plan(plan: ServingPlan, console: Console) -> None:
 
 def print_loads(before: np.ndarray, after: np.ndarray, console: Console) -> None:
     """Rank loads [num_layers, tp_size] of stock's contiguous sharding and of the placement, in shares of the mean."""
-    table = Table("heads", *(f"rank {rank}" for rank in range(before.shape[1])), "max/mean", title="attention load")
+    ranks = (f"rank {rank}" for rank in range(before.shape[1]))
+    table = Table("heads", *ranks, "max/mean per layer", title="attention load, all layers")
     for name, loads in (("contiguous", before), ("placed", after)):
         shares = loads.sum(axis=0) / max(loads.sum() / loads.shape[1], 1)
         table.add_row(name, *(f"{share:.2f}" for share in shares), f"{imbalance(loads):.3f}")
@@ -48,11 +49,6 @@ def imbalance(loads: np.ndarray) -> float:
     """Time lost to waiting: ranks meet after every layer, so sum of layer maxima over sum of layer means."""
     means = loads.mean(axis=1).sum()
     return float(loads.max(axis=1).sum() / means) if means else 1.0
-
-
-def imbalance_of_totals(loads: list[int]) -> float:
-    """max/mean of rank loads summed over layers and steps."""
-    return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
 
 
 def print_head_map(plan: ServingPlan, console: Console) -> None:

@@ -98,6 +98,9 @@ def test_work_was_saved_and_counted(runs: dict[int, Run]) -> None:
         assert (
             sum(run.state["rank_loads"]) == sum(run.state["contiguous_rank_loads"]) == run.state["computed_row_pages"]
         )
+        for name in ("imbalance", "contiguous_imbalance"):
+            assert 1.0 <= run.state[name] <= tp_size
+            assert (run.state[name] == 1.0) == (tp_size == 1)
     assert len({run.state["computed_row_pages"] for run in runs.values()}) == 1
     assert any(answer["meta_info"]["cached_tokens"] > 0 for answer in runs[1].answers)
 

@@ -8,7 +8,7 @@ import numpy as np
 from shplb.model import Fingerprint, ModelShape
 from shplb.plan import ServingPlan
 from shplb.profile import DENSITIES, HeadProfile
-from shplb.sparsity import SparsityRule
+from shplb.sparsity import SparsityRule, query_block_size
 
 LENGTHS = (1024, 4096, 16384)
 
@@ -29,7 +29,7 @@ def make_profile(shape: ModelShape | None = None, documents: int = 2, seed: int 
     return HeadProfile(
         model=shape,
         fingerprint=Fingerprint("config", "weights"),
-        rule=SparsityRule(query_block=192),
+        rule=SparsityRule(query_block=query_block_size(shape.head_dim)),
         documents=tuple(f"text {index}" for index in range(documents)),
         documents_hash="hash",
         versions={"shplb": "0"},
@@ -50,7 +50,7 @@ def make_serving_plan(shape: ModelShape | None = None, seed: int = 0, **changes:
         "model": shape,
         "fingerprint": Fingerprint("config", "weights"),
         "tp_size": 1,
-        "rule": SparsityRule(query_block=192),
+        "rule": SparsityRule(query_block=query_block_size(shape.head_dim)),
         "objective": "min_error",
         "scope": "model",
         "density": 0.25,

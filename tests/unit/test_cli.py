@@ -43,6 +43,12 @@ def work(tmp_path: Path) -> Path:
     (tmp_path / "damaged").write_bytes((tmp_path / "profile").read_bytes()[:-1])
     write_model(tmp_path / "llama")
     write_model(tmp_path / "gemma", architectures=["Gemma2ForCausalLM"])
+    write_model(tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
+    write_model(tmp_path / "heads", num_key_value_heads=[1])
+    write_model(tmp_path / "inert", shplb_inert_kv_heads=5)
+    write_model(tmp_path / "many", architectures="LlamaForCausalLM")
+    cut = write_model(tmp_path / "cut", model_type="qwen2", architectures=["Qwen2ForCausalLM"]) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
     (tmp_path / "nothing-in-it").mkdir()
     (tmp_path / "w").mkdir()
     return tmp_path
@@ -70,7 +76,18 @@ _BAD: list[tuple[list[str], str]] = [
     (["profile", "--model-path", "{}/missing", "--out", "{}/w/o"], "config.json can't be read"),
     (["profile", "--model-path", "{}/nothing-in-it", "--out", "{}/w/o"], "config.json can't be read"),
     (["profile", "--model-path", "{}/gemma", "--out", "{}/w/o"], "Gemma2ForCausalLM"),
+    (["pad", "{}/cut", "{}/w/o", "--kv-heads", "8"], "is not a whole safetensors file"),
+    (["pad", "{}/cut", "{}/w/o", "--kv-heads", "1000000000000"], "at most 4096"),
+    (["pad", "{}/heads", "{}/w/o", "--kv-heads", "8"], "num_key_value_heads is [1], expected a positive integer"),
+    (["pad", "{}/inert", "{}/w/o", "--kv-heads", "8"], "shplb_inert_kv_heads is 5, expected a list"),
+    (["pad", "{}/many", "{}/w/o", "--kv-heads", "8"], "has architecture unknown"),
+    (["plan", "{}/profile", "--out", "{}/w"], "is a folder, expected the name of a file"),
     ([*_PROFILE], "tokenizer"),
+    (["profile", "--model-path", "{}/awq", "--out", "{}/w/o"], "quantised weights"),
+    (["profile", "--model-path", "{}/heads", "--out", "{}/w/o"], "num_key_value_heads is [1]"),
+    (["profile", "--model-path", "{}/inert", "--out", "{}/w/o"], "shplb_inert_kv_heads is 5"),
+    (["profile", "--model-path", "{}/llama", "--out", "{}/w"], "is a folder, expected the name of a file"),
+    ([*_PROFILE, "--max-tokens", "100000000000"], "beyond the model's context"),
     ([*_PROFILE, "--lengths", "1024,x"], "--lengths is '1024,x'"),
     ([*_PROFILE, "--lengths", "0,5"], "--lengths is '0,5'"),
     ([*_PROFILE, "--lengths", "64,1024"], "too short"),
@@ -134,6 +151,12 @@ def test_plan_can_be_made_again_in_place(shplb: Run, work: Path) -> None:
         assert shplb("plan", work / "profile", "--density", density, "--out", work / "w/o")[0] == 0
         assert ServingPlan.load(work / "w" / "o").density == density
     assert [path.name for path in (work / "w").iterdir()] == ["o"]
+
+
+def test_brackets_in_names_are_no_markup(shplb: Run, work: Path) -> None:
+    code, _, err = shplb("plan", work / "profile", "--out", work / "w" / "a[/b]c[red]")
+    assert code == 0
+    assert f"wrote {work}/w/a[/b]c[red]" in err
 
 
 def test_usage_errors(shplb: Run) -> None:

@@ -41,6 +41,21 @@ def test_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model", ".model.lock"}
 
 
+def test_kill_while_the_old_folder_goes_leaves_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_dir = build_folder(tmp_path / "model", "key 1", write)
+
+    def die(folder: Path, **_: object) -> None:
+        for path in folder.glob("*"):
+            path.unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            build_folder(out_dir, "key 2", write)
+    assert build_folder(out_dir, "key 2", refuse) == out_dir
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove", "add", "stamp"])
 def test_damaged_folder_is_built_again(tmp_path: Path, damage: str) -> None:
     out_dir = build_folder(tmp_path / "model", "key", write)

@@ -94,6 +94,10 @@ _BAD_PROFILES: list[tuple[str, np.ndarray]] = [
     ("recovery", put(_PROFILE.recovery, -1e-3)),
     ("recovery", put(_PROFILE.recovery, 1.1)),
     ("recovery", put(_PROFILE.recovery, math.nan)),
+    ("recovery", _PROFILE.error / _PROFILE.error.max()),
+    ("recovery", _PROFILE.recovery[..., ::-1].copy()),
+    ("error", _PROFILE.recovery),
+    ("error", _PROFILE.error[..., ::-1].copy()),
 ]
 
 
@@ -117,6 +121,15 @@ _BAD_PLANS: list[tuple[str, Any]] = [
     ("tp_size", 3),
     ("tp_size", 0),
     ("tp_size", -2),
+    ("lengths", put(_PLAN.lengths, 2**62, (-1,))),
+    ("density", math.nan),
+    ("density", 0.0),
+    ("objective", "best"),
+    ("scope", "head"),
+    ("rule", SparsityRule(query_block=128)),
+    ("rule", SparsityRule(query_block=192, floor_pages=10**30)),
+    ("rule", SparsityRule(query_block=192, sink_pages=10**6)),
+    ("rule", SparsityRule(query_block=192, dense_below_tokens=2**40)),
 ]
 
 

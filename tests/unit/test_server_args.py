@@ -206,6 +206,36 @@ def test_quantised_checkpoints(tmp_path: Path, llama: Path) -> None:
         check_supported(changed(args, shplb_plan=None, shplb_profile="x"))
 
 
+def test_quantised_kv_cache_of_the_checkpoint(tmp_path: Path, llama: Path) -> None:
+    from shplb.sglang.server_args import check_supported
+
+    config = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    model = write_model(tmp_path / "fp8kv", quantization_config=config)
+    plan_of(model).save(tmp_path / "plan")
+    args = changed(server_args(llama, shplb_plan=straight(llama, tmp_path / "base")), model_path=str(model))
+    args.shplb_plan = str(tmp_path / "plan")
+    with pytest.raises(StartRefusedError, match="asks for a quantised KV cache") as caught:
+        check_supported(args)
+    assert is_one_sentence(caught.value)
+
+
+def test_plugin_left_out(llama: Path, llama_plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", "other, another")
+    assert "add 'shplb' to it" in refusal(llama, shplb_plan=llama_plan)
+    monkeypatch.setenv("SGLANG_PLUGINS", "other, shplb")
+    server_args(llama, shplb_plan=llama_plan)
+
+
+@pytest.mark.parametrize("fields", [{"base_gpu_id": 1}, {"trust_remote_code": True}, {"tokenizer_path": "other"}])
+def test_calibration_at_start_would_not_know(llama: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    from shplb.sglang.server_args import check_supported
+
+    args = changed(server_args(llama, shplb_plan=straight(llama, tmp_path / "plan")), shplb_plan=None, **fields)
+    with pytest.raises(StartRefusedError, match="can't be profiled at start") as caught:
+        check_supported(args)
+    assert is_one_sentence(caught.value)
+
+
 def test_profile_folder_without_a_request(llama: Path, tmp_path: Path) -> None:
     assert "holds no profiling request" in refusal(llama, shplb_profile=str(tmp_path))
 

@@ -24,8 +24,8 @@ class Stamp(msgspec.Struct, frozen=True):
 def build_folder(out_dir: Path, key: str, build: Callable[[Path], None]) -> Path:
     """Return ``out_dir``, calling ``build(empty folder)`` first unless it holds a complete result for ``key``.
 
-    Processes that ask for the same folder at once wait for one of them. A crash leaves ``out_dir`` as it was. An older
-    result of ours is replaced; raises ValueError if ``out_dir`` holds anything else.
+    Processes that ask for the same folder at once wait for one of them. A crash leaves ``out_dir`` as it was, or absent
+    between two renames. An older result of ours is replaced; raises ValueError if ``out_dir`` holds anything else.
     """
     out_dir = out_dir.absolute()
     if _is_complete(out_dir, key):
@@ -44,9 +44,12 @@ def build_folder(out_dir: Path, key: str, build: Callable[[Path], None]) -> Path
             _open_to_readers(temporary)
             stamp = Stamp(key=key, files=_sizes(temporary))
             (temporary / STAMP_NAME).write_bytes(msgspec.json.encode(stamp))
+            # A folder can't be renamed onto one with files; the old result keeps its stamp until it is out of the way.
+            old = temporary.with_name(f"{temporary.name}.old")
             if out_dir.exists():
-                shutil.rmtree(out_dir)
+                os.rename(out_dir, old)
             os.rename(temporary, out_dir)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return out_dir

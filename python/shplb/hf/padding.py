@@ -68,7 +68,20 @@ def _weight_paths(model_dir: Path) -> list[Path]:
             f"{model_dir} lacks {', '.join(missing) or 'weight files'}: padding reads safetensors weights, in "
             f"model.safetensors or as named by {_INDEX_NAME}; convert or download them"
         )
+    for path in paths:
+        _check_whole(path)
     return paths
+
+
+def _check_whole(path: Path) -> None:
+    """The header must fit the file's length, which is checked without reading the rest."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); download it again") from None
 
 
 def _key(model_dir: Path, weight_paths: list[Path], num_kv_heads: int) -> str:

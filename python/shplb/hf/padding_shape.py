@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+from shplb.model import INERT_KEY, SUPPORTED_ARCHITECTURES, architecture_of, inert_heads_of, positive_int
+
+_MOST_KV_HEADS = 4096
 
 
 class PaddingShape(msgspec.Struct, frozen=True):
@@ -30,7 +32,7 @@ class PaddingShape(msgspec.Struct, frozen=True):
             # Readers derive it from hidden size and heads otherwise, which no longer fit together.
             "head_dim": self.head_dim,
             # A model may be padded again.
-            "shplb_inert_kv_heads": [*config.get("shplb_inert_kv_heads", []), *inert],
+            INERT_KEY: [*inert_heads_of(config), *inert],
         }
 
 
@@ -39,31 +41,32 @@ def padding_shape(config: dict[str, Any], num_kv_heads: int, model: str) -> Padd
 
     Raises ValueError where the model cannot be padded to that.
     """
-    architectures = config.get("architectures") or []
-    if len(architectures) != 1 or architectures[0] not in SUPPORTED_ARCHITECTURES:
+    architecture = architecture_of(config)
+    if architecture not in SUPPORTED_ARCHITECTURES:
         raise ValueError(
-            f"{model} has architecture {', '.join(architectures) or 'unknown'}, expected one of "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)} to pad KV groups"
+            f"{model} has architecture {architecture}, expected one of {', '.join(SUPPORTED_ARCHITECTURES)} to pad KV "
+            "groups"
         )
     if config.get("quantization_config") or config.get("compression_config"):
         raise ValueError(f"{model} has quantised weights, which cannot be padded; give the original model")
-    missing = [name for name in ("num_attention_heads", "hidden_size") if not isinstance(config.get(name), int)]
-    if missing:
-        raise ValueError(f"{model}/config.json has no whole number {missing[0]}, expected a Hugging Face model config")
-    num_qo_heads = config["num_attention_heads"]
-    current = config.get("num_key_value_heads") or num_qo_heads
+    num_qo_heads, hidden_size = positive_int(config, "num_attention_heads"), positive_int(config, "hidden_size")
+    current = positive_int(config, "num_key_value_heads", num_qo_heads)
+    head_dim = positive_int(config, "head_dim", hidden_size // num_qo_heads)
+    inert_heads_of(config)
     if num_qo_heads % current:
         raise ValueError(f"{model} has {num_qo_heads} query heads for {current} KV heads, expected a multiple")
-    if num_kv_heads <= current:
-        raise ValueError(f"num_kv_heads is {num_kv_heads}, expected more than the {current} KV heads of {model}")
+    if not current < num_kv_heads <= _MOST_KV_HEADS:
+        raise ValueError(
+            f"num_kv_heads is {num_kv_heads}, expected more than the {current} KV heads of {model} and at most "
+            f"{_MOST_KV_HEADS}"
+        )
     group_size = num_qo_heads // current
-    if architectures[0] == "LlamaForCausalLM" and config["hidden_size"] % (num_kv_heads * group_size):
+    if architecture == "LlamaForCausalLM" and hidden_size % (num_kv_heads * group_size):
         # transformers' LlamaConfig insists on it, although head_dim is given.
         raise ValueError(
             f"num_kv_heads is {num_kv_heads}, giving {num_kv_heads * group_size} query heads, but a Llama config must "
-            f"have query heads that divide the hidden size {config['hidden_size']} of {model}; choose another number"
+            f"have query heads that divide the hidden size {hidden_size} of {model}; choose another number"
         )
-    head_dim = config.get("head_dim") or config["hidden_size"] // num_qo_heads
     return PaddingShape(
         num_kv_heads=current, padded_num_kv_heads=num_kv_heads, group_size=group_size, head_dim=head_dim
     )

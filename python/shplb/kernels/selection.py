@@ -15,12 +15,14 @@ def pool_tokens(x: torch.Tensor, first: int, stride: int) -> torch.Tensor:
     x: [num_tokens, num_heads, head_dim], token 0 at absolute position ``first``.
     Returns float32 [num_heads, num_runs, head_dim].
     """
-    runs = (torch.arange(first, first + x.shape[0], device=x.device) // stride) - first // stride
-    count = int((first + x.shape[0] - 1) // stride - first // stride) + 1
-    sums = torch.zeros((count, *x.shape[1:]), dtype=torch.float32, device=x.device)
-    sums.index_add_(0, runs, x.float())
-    ones = torch.ones(x.shape[0], device=x.device)
-    sizes = torch.zeros(count, device=x.device).index_add_(0, runs, ones)
+    before, end = first % stride, first + x.shape[0]
+    after = -end % stride
+    # Sums of padded runs, since adding by index is in no fixed order on a GPU.
+    padded = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, before, after))
+    sums = padded.view(-1, stride, *x.shape[1:]).sum(dim=1)
+    sizes = torch.full((len(sums),), float(stride), device=x.device)
+    sizes[0] -= before
+    sizes[-1] -= after
     return (sums / sizes[:, None, None]).transpose(0, 1)
 
 

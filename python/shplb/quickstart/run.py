@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from shplb.errors import UserError
 from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
 from shplb.sglang.cpu import count_gpus, cpu_environment, detect_device
 from shplb.sglang.launch import Server
-from shplb.show import imbalance_of_totals, print_head_map, print_plan
+from shplb.show import print_head_map, print_plan
 
 PROMPT_TOKENS = 3000
 PROFILE_TOKENS = 3072
@@ -35,7 +36,7 @@ class Steps:
     def begin(self, text: str) -> None:
         self.count += 1
         passed = time.monotonic() - self.start
-        self.console.print(f"[bold]\\[{self.count}/{self.total}][/bold] {text} [dim](at {passed:.0f} s)[/dim]")
+        self.console.print(f"[bold]\\[{self.count}/{self.total}][/bold] {escape(text)} [dim](at {passed:.0f} s)[/dim]")
 
 
 def run(folder: Path) -> None:
@@ -64,7 +65,9 @@ def run(folder: Path) -> None:
         state = server.shplb_state()
     steps.begin("what S-HPLB did")
     _report(state, plan, console)
-    console.print(f"files: {folder}/ (model, profile, plan, server.log); `shplb show {plan_path}` prints the plan")
+    console.print(
+        f"files: {folder}/ (model, profile, plan, server.log); `shplb show {plan_path}` prints the plan", markup=False
+    )
 
 
 def _prepare_model(folder: Path, steps: Steps, device: str, tp_size: int) -> Path:
@@ -137,11 +140,10 @@ def _report(state: dict[str, Any], plan: ServingPlan, console: Console) -> None:
         highlight=False,
     )
     if plan.tp_size > 1:
-        for name in ("contiguous_rank_loads", "rank_loads"):
-            label = "before" if name.startswith("contiguous") else "after"
+        for when, prefix in (("before", "contiguous_"), ("after", "")):
+            loads, imbalance = state[f"{prefix}rank_loads"], state[f"{prefix}imbalance"]
             console.print(
-                f"  rank loads {label} placement: {state[name]} (max/mean {imbalance_of_totals(state[name]):.3f})",
-                highlight=False,
+                f"  rank loads {when} placement: {loads}; layer by layer, max/mean {imbalance:.3f}", highlight=False
             )
     print_plan(plan, console)
     print_head_map(plan, console)

@@ -33,7 +33,7 @@ def cache_dir() -> Path:
 
 def cached_plan_path(identity: Fingerprint, tp_size: int, density: float) -> Path:
     key = hashlib.sha256(f"{identity.config}:{identity.weights}".encode()).hexdigest()[:20]
-    return cache_dir() / "plans" / f"{key}-tp{tp_size}-d{density:g}.plan.safetensors"
+    return cache_dir() / "plans" / f"{key}-tp{tp_size}-d{density!r}.plan.safetensors"
 
 
 def local_model_dir(model_path: str, revision: str | None = None) -> Path | None:
@@ -91,8 +91,9 @@ def load_plan(path: str) -> ServingPlan:
 def check_plan(plan: ServingPlan, path: str, shape: ModelShape, identity: Fingerprint, tp_size: int) -> None:
     """Refuse a plan made for another model or another tensor-parallel size."""
     if plan.model != shape or plan.fingerprint.conflicts(identity):
+        served = "same shape, other weights or rope settings" if plan.model == shape else _describe(shape)
         raise StartRefusedError(
-            f"{path} was made for another model ({_describe(plan.model)}) than the one served ({_describe(shape)}); "
+            f"{path} was made for another model ({_describe(plan.model)}) than the one served ({served}); "
             "profile and plan this model, or give its own plan."
         )
     if plan.tp_size != tp_size:

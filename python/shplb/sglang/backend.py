@@ -100,8 +100,8 @@ class SparsePrefillMixin:
             dense=step.dense,
             computed=int(loads.sum()),
             causal=step.causal_row_pages(plan),
-            rank_loads=plan.rank_loads(loads).sum(axis=0),
-            contiguous_rank_loads=plan.rank_loads(loads, contiguous=True).sum(axis=0),
+            placed=plan.rank_loads(loads),
+            contiguous=plan.rank_loads(loads, contiguous=True),
         )
 
     def forward_extend(

@@ -89,6 +89,17 @@ def check_features(args: Any) -> None:
             raise StartRefusedError(f"{what} is not supported with --enable-shplb; {advice} or --enable-shplb.")
 
 
+def check_kv_cache(args: Any, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose own config asks for a quantised KV cache, which "auto" would follow."""
+    quantization = config.get("quantization_config")
+    scheme = quantization.get("kv_cache_scheme") if isinstance(quantization, dict) else None
+    if scheme and args.kv_cache_dtype == "auto":
+        raise StartRefusedError(
+            "the checkpoint asks for a quantised KV cache, which is not supported with --enable-shplb; "
+            "give --kv-cache-dtype bf16."
+        )
+
+
 def check_page_size(args: Any) -> None:
     """Refuse page and chunk sizes of a resolved ``ServerArgs`` that do not fit pages of the plan."""
     allowed = (PAGE_SIZE,) if args.device != "cpu" else (1, PAGE_SIZE)

@@ -6,6 +6,30 @@ from typing import Any
 import numpy as np
 
 
+class LayerLoads:
+    """Rank loads summed over layers and steps, and what waiting for each other after every layer makes of them.
+
+    Attributes:
+        ranks: int64 [tp_size].
+        slowest: sum over layers of the most loaded rank.
+    """
+
+    def __init__(self, tp_size: int) -> None:
+        self.ranks = np.zeros(tp_size, dtype=np.int64)
+        self.slowest = 0
+
+    def add(self, loads: np.ndarray) -> None:
+        """loads: int64 [num_layers, tp_size]."""
+        self.ranks += loads.sum(axis=0)
+        self.slowest += int(loads.max(axis=1).sum())
+
+    @property
+    def imbalance(self) -> float:
+        """max/mean over ranks, layer by layer; 1.0 before the first step."""
+        total = int(self.ranks.sum())
+        return self.slowest * len(self.ranks) / total if total else 1.0
+
+
 class StepCounters:
     """Sums over prefill steps; the work unit is one (query row, key page) pair per query head."""
 
@@ -15,15 +39,14 @@ class StepCounters:
         self.dense_steps = 0
         self.computed = 0
         self.causal = 0
-        self.rank_loads = np.zeros(1, dtype=np.int64)
-        self.contiguous_rank_loads = np.zeros(1, dtype=np.int64)
+        self.placed = LayerLoads(1)
+        self.contiguous = LayerLoads(1)
 
     def start(self, tp_size: int, **facts: Any) -> None:
         """Reset for a server of ``tp_size`` ranks; ``facts`` (builtins) are shown as they are."""
         self.__init__()  # type: ignore[misc]
         self.facts = facts
-        self.rank_loads = np.zeros(tp_size, dtype=np.int64)
-        self.contiguous_rank_loads = np.zeros(tp_size, dtype=np.int64)
+        self.placed, self.contiguous = LayerLoads(tp_size), LayerLoads(tp_size)
 
     def add_step(
         self,
@@ -31,16 +54,16 @@ class StepCounters:
         dense: bool,
         computed: int,
         causal: int,
-        rank_loads: np.ndarray,
-        contiguous_rank_loads: np.ndarray,
+        placed: np.ndarray,
+        contiguous: np.ndarray,
     ) -> None:
-        """Count one prefill step; loads are int64 [tp_size], as placed and as stock SGLang would shard."""
+        """Count one prefill step; rank loads are int64 [num_layers, tp_size], as placed and as stock would shard."""
         self.dense_steps += dense
         self.sparse_steps += not dense
         self.computed += computed
         self.causal += causal
-        self.rank_loads += rank_loads
-        self.contiguous_rank_loads += contiguous_rank_loads
+        self.placed.add(placed)
+        self.contiguous.add(contiguous)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -50,8 +73,10 @@ class StepCounters:
             "computed_row_pages": self.computed,
             "causal_row_pages": self.causal,
             "density": self.computed / self.causal if self.causal else None,
-            "rank_loads": self.rank_loads.tolist(),
-            "contiguous_rank_loads": self.contiguous_rank_loads.tolist(),
+            "rank_loads": self.placed.ranks.tolist(),
+            "imbalance": self.placed.imbalance,
+            "contiguous_rank_loads": self.contiguous.ranks.tolist(),
+            "contiguous_imbalance": self.contiguous.imbalance,
         }
 
 

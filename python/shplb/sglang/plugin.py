@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one hook that goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``."""
 
+import os
+from importlib.metadata import entry_points
 from typing import Any
 
 from shplb.sglang.refusal import StartRefusedError
+
+_GROUP, _NAME = "sglang.srt.plugins", "shplb"
 
 HOOK_TARGET = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
 
@@ -25,11 +29,21 @@ def add_section(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+def require_found() -> None:
+    """Refuse before any process starts what would keep SGLang from loading the plugin; StartRefusedError."""
+    allowed = os.environ.get("SGLANG_PLUGINS", "")
+    if allowed and _NAME not in {name.strip() for name in allowed.split(",")}:
+        raise StartRefusedError(f"SGLANG_PLUGINS is '{allowed}', which leaves its plugin out; add '{_NAME}' to it.")
+    if not entry_points(group=_GROUP, name=_NAME):
+        raise StartRefusedError("its plugin is not installed; install shplb with pip, not by a path alone.")
+
+
 def require_active() -> None:
     """SGLang's registry logs and swallows errors, so make sure that the hook is there; StartRefusedError if not."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    if HOOK_TARGET not in HookRegistry._patched:
+    ours = any(hook is add_section for _, hook, *_ in HookRegistry._hooks.get(HOOK_TARGET, ()))
+    if HOOK_TARGET not in HookRegistry._patched or not ours:
         raise StartRefusedError(
             "its plugin is not active in this process; reinstall shplb and let SGLANG_PLUGINS, if set, contain 'shplb'."
         )

@@ -19,7 +19,8 @@ from shplb.sglang.active_plan import (
     load_plan,
     local_model_dir,
 )
-from shplb.sglang.features import check_features, check_page_size, check_permutable
+from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
+from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
 
@@ -61,9 +62,11 @@ def check_supported(args: Any) -> None:
     if not args.enable_shplb:
         raise StartRefusedError("--shplb-* flags were given without --enable-shplb; add --enable-shplb or drop them.")
     _check_version()
+    require_found()
     check_features(args)
     check_page_size(args)
     shape, identity, config = identify(args)
+    check_kv_cache(args, config)
     if args.tp_size > shape.num_kv_heads or shape.num_kv_heads % args.tp_size:
         raise StartRefusedError(
             f"{shape.num_kv_heads} KV heads can't be split over --tp {args.tp_size} in equal counts; choose a divisor "
@@ -137,6 +140,18 @@ def _make_plan(args: Any, density: float, path: Path) -> None:
 
     if is_readable(ServingPlan, path):
         return
+    # The child that profiles would need each of these, too.
+    for name, default in (("nnodes", 1), ("base_gpu_id", 0), ("trust_remote_code", False)):
+        if getattr(args, name) != default:
+            raise StartRefusedError(
+                f"a model can't be profiled at start with --{name.replace('_', '-')}; make a plan with `shplb profile` "
+                "and `shplb plan`, and give --shplb-plan."
+            )
+    if args.tokenizer_path not in (None, args.model_path):
+        raise StartRefusedError(
+            "a model can't be profiled at start with another --tokenizer-path; make a plan with `shplb profile` and "
+            "`shplb plan`, and give --shplb-plan."
+        )
     folder = local_model_dir(args.model_path, args.revision)
     if folder is None:
         raise StartRefusedError(
