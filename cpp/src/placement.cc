@@ -17,7 +17,8 @@ using internal::LayerPlacement;
 constexpr std::int64_t kMaxLayerLoad = std::int64_t{1} << 62;
 constexpr std::int64_t kAutoExactUnits = 8;
 constexpr std::int64_t kAutoNodes = 20'000;
-constexpr std::int64_t kExactNodes = 50'000'000;
+/// Looks at two ranks; a node of the search takes at most the square of the ranks. Seconds at most.
+constexpr std::int64_t kExactLooks = 4'000'000'000;
 
 void Validate(const PlacementProblem& p) {
   RequireInRange("num_layers", p.num_layers, 1, kMaxPlacementLayers);
@@ -67,11 +68,12 @@ std::int64_t Bound(LayerPlacement* layer) {
 
 /// Exact search from what `layer` holds; throws if it must finish and does not.
 void Search(bool must_finish, std::int64_t bound, LayerPlacement* layer) {
-  const bool finished = PlaceExact(layer, bound, must_finish ? kExactNodes : kAutoNodes);
+  const std::int64_t exact_nodes = kExactLooks / (layer->num_ranks * layer->num_ranks);
+  const bool finished = PlaceExact(layer, bound, must_finish ? exact_nodes : kAutoNodes);
   if (finished || !must_finish) return;
   throw Infeasible(
       "method 'exact': the search over " + ToText(static_cast<std::int64_t>(layer->load.size())) +
-      " units did not finish within " + ToText(kExactNodes) + " nodes; use 'auto' or 'lpt_swap'");
+      " units did not finish within " + ToText(exact_nodes) + " nodes; use 'auto' or 'lpt_swap'");
 }
 
 /// Places the units and returns a lower bound on the largest load.

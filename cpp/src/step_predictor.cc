@@ -85,11 +85,21 @@ void StepPredictor::Choose(StepMode mode, StepPlan* plan) {
   }
   Start(*plan);
   if (mode == StepMode::kAuto) DropStarved(plan);
-  const bool any = std::find(plan->sparse.begin(), plan->sparse.end(), 1) != plan->sparse.end();
-  plan->step_ns = any ? SparseCost() : 0;
+  plan->step_ns = StepCost(*plan);
+  if (mode != StepMode::kAuto || plan->step_ns <= plan->dense_ns) return;
+  // Dropping one request at a time can stop before the step in which all are dense.
+  std::fill(plan->sparse.begin(), plan->sparse.end(), std::uint8_t{0});
+  Start(*plan);
+  plan->step_ns = plan->dense_ns;
+}
+
+std::int64_t StepPredictor::StepCost(const StepPlan& plan) const {
+  const bool any = std::find(plan.sparse.begin(), plan.sparse.end(), 1) != plan.sparse.end();
+  std::int64_t cost = any ? SparseCost() : 0;
   for (std::size_t i = 0; i < extents_.size(); ++i) {
-    if (plan->sparse[i] == 0) plan->step_ns += DenseCost(i);
+    if (plan.sparse[i] == 0) cost += DenseCost(i);
   }
+  return cost;
 }
 
 /// Whether the request is cheaper sparse on a GPU that others keep full.

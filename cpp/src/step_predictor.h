@@ -55,6 +55,7 @@ class StepPredictor {
   void DivideLayer(std::int64_t layer);
   void PredictRanks(std::int64_t layer, StepPlan* plan) const;
   std::int32_t DivideReplica(std::int64_t cell, std::int64_t wanted, std::int64_t* given) const;
+  std::int64_t StepCost(const StepPlan& plan) const;
   std::int64_t SparseCost() const;
   std::int64_t DenseCost(std::size_t request) const;
   std::int64_t SelectCost(std::int64_t visible) const;

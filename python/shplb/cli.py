@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``shplb`` command: profile, plan, show, pad, patch."""
+"""The ``shplb`` command: profile, plan and the rest; longer commands have a module of their own."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shplb.commands.doctor import doctor
+from shplb.commands.report import report
+from shplb.commands.simulate import simulate
 from shplb.patching.command import app as patch_app
 
 app = typer.Typer(
@@ -18,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(doctor)
+app.command()(simulate)
+app.command()(report)
 app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.")
 console = Console(stderr=True)
 

@@ -121,6 +121,34 @@ def test_tables_are_what_the_reference_says(setup, mode):
         assert plan.step_ns == plans[0].step_ns
 
 
+@settings(max_examples=200, deadline=None)
+@given(setups())
+def test_auto_is_never_predicted_to_be_slower_than_dense(setup):
+    config, prefix, new = setup
+    plan = StepPlanner(rank=0, **config).predict(prefix, new)
+    assert plan.step_ns <= plan.dense_ns
+    assert (plan.num_blocks > 0) == plan.sparse.any()
+
+
+def test_dense_where_no_single_request_makes_the_difference():
+    # Dropping either request alone doesn't help, dropping both does.
+    rng = np.random.default_rng(0)
+    config = {
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "keep_pages": make_keep(rng, 32, 32, 256),
+        "slot_groups": permuted_slots(rng, 32, 8, 8),
+    }
+    planner = StepPlanner(rank=0, **config)
+    found = False
+    for _ in range(2000):
+        prefix, new = np.array([0, 0]), rng.integers(1024, 8192, 2)
+        forced, chosen = planner.predict(prefix, new, "sparse"), planner.predict(prefix, new)
+        assert chosen.step_ns <= chosen.dense_ns
+        found |= forced.step_ns > forced.dense_ns and not chosen.sparse.any()
+    assert found
+
+
 @settings(max_examples=60, deadline=None)
 @given(setups())
 def test_predicted_makespan_is_max_of_mean_and_longest(setup):

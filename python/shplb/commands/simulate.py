@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shplb simulate``: what a plan would do to the time to first token of given traffic, without a GPU."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from shplb.simulation import Summary
+    from shplb.traces import Trace
+
+
+def simulate(
+    plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="File made by `shplb plan`.")],
+    trace_path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="TRACE",
+            show_default=False,
+            help="Output of `python -m sglang.benchmark.serving --output-details --output-file TRACE`, or lines of "
+            '{"arrival_s": 0.5, "input_tokens": 8192, "output_tokens": 100}, also with "prefix_tokens".',
+        ),
+    ] = None,
+    synthetic: Annotated[
+        str, typer.Option(help="Instead of TRACE: requests=200,rate=2,input=1024-32768,output=128,seed=0.")
+    ] = "",
+    tp: Annotated[str, typer.Option(help="TP sizes to compare, e.g. 2,4,8 (default: the plan's).")] = "",
+    chunked_prefill_size: Annotated[int, typer.Option(help="As for SGLang; -1 for whole prompts.")] = 8192,
+    step_ms: Annotated[float, typer.Option(help="Time of a prefill step that depends on nothing, ms.")] = 5.0,
+    token_us: Annotated[float, typer.Option(help="Time of a new token besides attention, us.")] = 12.8,
+    decode_ms: Annotated[float, typer.Option(help="Time of a decode step, ms.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Replay a trace through the step planner: time to first token and waiting, before and after placement.
+
+    Defaults of the times fit a Llama-3.1-8B shape at TP=2 on H200 and are the same for every TP size.
+
+    Example: shplb simulate m.tp2.plan.safetensors --synthetic requests=200,rate=0.5,input=8192-65536 --tp 2,4
+    """
+    from shplb.plan import ServingPlan
+    from shplb.simulation import StepCost, compare_placements
+    from shplb.traces import TraceError, read_trace, synthetic_trace
+
+    if (trace_path is None) == (not synthetic):
+        given = "both TRACE and --synthetic" if synthetic else "neither TRACE nor --synthetic"
+        raise TraceError(f"{given} were given, expected one of them.")
+    cost = StepCost(step_ms=step_ms, token_us=token_us, decode_ms=decode_ms, chunk_tokens=chunked_prefill_size)
+    plan = ServingPlan.load(plan_path)
+    sizes = parse_sizes(tp) if tp else (plan.tp_size,)
+    trace = read_trace(trace_path) if trace_path is not None else synthetic_trace(synthetic)
+    summaries = compare_placements(plan, trace, sizes, cost)
+    if as_json:
+        facts = {"plan": plan.hash, "trace": describe(trace), "cost": dataclasses.asdict(cost)}
+        results = [dataclasses.asdict(summary) for summary in summaries]
+        typer.echo(json.dumps({**facts, "results": results}, indent=1))
+    else:
+        print_summaries(summaries, trace, Console())
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """ "2,8,4" -> (2, 4, 8); ValueError in one sentence for anything else."""
+    try:
+        sizes = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        sizes = ()
+    if not sizes or sizes[0] < 1:
+        raise ValueError(f"--tp is '{text}', expected numbers of ranks such as 2,4,8.")
+    return sizes
+
+
+def describe(trace: "Trace") -> dict[str, Any]:
+    """Facts of a trace for JSON; times in seconds."""
+    from shplb.simulation import ttft_statistics
+
+    measured = None if trace.measured_ttft_s is None else ttft_statistics(trace.measured_ttft_s)
+    return {
+        "origin": trace.origin,
+        "requests": len(trace.arrival_s),
+        "input_tokens": int(trace.input_tokens.sum()),
+        "output_tokens": int(trace.output_tokens.sum()),
+        "prefix_tokens": int(trace.prefix_tokens.sum()),
+        "concurrency": trace.concurrency,
+        "measured": measured,
+    }
+
+
+def print_summaries(summaries: "list[Summary]", trace: "Trace", console: Console) -> None:
+    """One row per TP size and placement; times in seconds."""
+    columns = (
+        "tp",
+        "heads",
+        "TTFT\nmean",
+        "TTFT\np50",
+        "TTFT\np99",
+        "attention",
+        "bubble",
+        "balanced-\nness",
+        "sparse",
+    )
+    table = Table(
+        caption="times in seconds", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name == "heads" else "right", no_wrap=True)
+    facts = describe(trace)
+    if measured := facts["measured"]:
+        times = (measured["ttft_mean_s"], measured["ttft_p50_s"], measured["ttft_p99_s"])
+        table.add_row("", "measured", *map(_seconds, times), end_section=True)
+    for row in summaries:
+        sparse = row.placement != "dense"
+        table.add_row(
+            str(row.tp_size),
+            row.placement,
+            *map(_seconds, (row.ttft_mean_s, row.ttft_p50_s, row.ttft_p99_s, row.attention_s)),
+            f"{row.bubble:.1%}" if sparse else "",
+            f"{row.balancedness:.3f}" if sparse else "",
+            f"{row.sparse_share:.0%}" if sparse else "",
+            end_section=row.placement == "placed",
+        )
+    console.print(trace.origin, markup=False, highlight=False, soft_wrap=True)
+    steps = [row.prefill_steps for row in summaries]
+    console.print(
+        f"{facts['input_tokens']} prompt tokens in {min(steps)} to {max(steps)} prefill steps", highlight=False
+    )
+    console.print(table)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value < 1000 else f"{value:.0f}"
