@@ -2,6 +2,7 @@
 """Prompts, plans and servers shared by the integration tests."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from shplb.texts import held_out_documents
 CACHE = Path(os.environ.get("SHPLB_TEST_CACHE") or Path(__file__).parents[2] / ".cache" / "tests")
 
 CHUNK_TOKENS = 1024
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 # With a page size of 64, sharing 280 tokens gives a cache hit of 256.
 SHARED_TOKENS = 280
 
@@ -71,10 +72,10 @@ def random_plan(model: Path, tp_size: int, path: Path, *, dense: bool, seed: int
     return plan
 
 
-def server(model: Path, log: Path, tp_size: int, *options: str) -> Server:
+def server(model: Path, log: Path, tp_size: int, *options: str, env: Mapping[str, str] | None = None) -> Server:
     """A CPU server with chunked prefill and the radix cache on."""
     base = ["--dtype", "float32", "--max-total-tokens", "30000", "--chunked-prefill-size", str(CHUNK_TOKENS)]
-    return Server(model, log, tp_size=tp_size, device="cpu", options=[*base, "--skip-server-warmup", *options])
+    return Server(model, log, tp_size=tp_size, device="cpu", options=[*base, "--skip-server-warmup", *options], env=env)
 
 
 def greedy(running: Server, batch: list[list[int]], rids: list[str] | None = None) -> list[dict[str, object]]:

@@ -69,7 +69,12 @@ def test_interrupted_quickstart(smollm2: Path, smollm2_padded: Path, tmp_path: P
     folder.mkdir()
     (folder / "smollm2-float32").symlink_to(smollm2)
     (folder / "smollm2-float32-padded").symlink_to(smollm2_padded)
-    command = [sys.executable, "-m", "shplb", "quickstart", "--folder", str(folder)]
+    # Shorter documents than the quickstart's own, which only take longer.
+    script = (
+        "import sys; from shplb import cli; from shplb.quickstart import run\n"
+        "run.PROFILE_TOKENS = 1024; sys.argv[0] = 'shplb'; cli.main()\n"
+    )
+    command = [sys.executable, "-c", script, "quickstart", "--folder", str(folder)]
     code, left = interrupt(command, tmp_path, signal.SIGINT, lambda: any(folder.rglob("*.done")))
     assert not left, [process.cmdline() for process in left]
     assert code == 130

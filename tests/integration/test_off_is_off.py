@@ -42,7 +42,7 @@ def logprobs(model: Path, batch: list[list[int]], package: Path) -> list[object]
     return list(found["logprobs"])
 
 
-def test_patched_without_the_flag_equals_stock(smollm2: Path, tmp_path: Path) -> None:
+def test_patched_without_the_flag_equals_stock(smollm2_short: Path, tmp_path: Path) -> None:
     spec = importlib.util.find_spec("sglang")
     assert spec is not None
     assert spec.submodule_search_locations
@@ -51,5 +51,5 @@ def test_patched_without_the_flag_equals_stock(smollm2: Path, tmp_path: Path) ->
     stock = tmp_path / "stock" / "sglang"
     shutil.copytree(installed, stock, symlinks=True, copy_function=link_or_copy)
     patching.revert(stock)
-    batch = prompts(smollm2, LENGTHS)
-    assert logprobs(smollm2, batch, installed) == logprobs(smollm2, batch, stock)
+    batch = prompts(smollm2_short, LENGTHS)
+    assert logprobs(smollm2_short, batch, installed) == logprobs(smollm2_short, batch, stock)

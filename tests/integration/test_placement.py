@@ -20,17 +20,17 @@ LENGTHS = [5, 9, 16, 33, 40, 63, 64, 65, 80, 100, 127, 128, 129, 150, 160, 191, 
 
 
 @pytest.fixture(scope="module")
-def batch(smollm2: Path) -> list[list[int]]:
-    return prompts(smollm2, LENGTHS)
+def batch(smollm2_short: Path) -> list[list[int]]:
+    return prompts(smollm2_short, LENGTHS)
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Path, batch: list[list[int]]) -> list[tuple[list[int], list[float]]]:
+def expected(smollm2_short: Path, batch: list[list[int]]) -> list[tuple[list[int], list[float]]]:
     """(greedy tokens, their log-probabilities) by transformers; kept on disk, since they never change."""
-    facts = [batch, NEW_TOKENS, str(fingerprint(smollm2)), version("transformers"), version("torch")]
+    facts = [batch, NEW_TOKENS, str(fingerprint(smollm2_short)), version("transformers"), version("torch")]
     path = CACHE / f"greedy-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
-        write_atomically(path, json.dumps(transformers_greedy(smollm2, batch)).encode())
+        write_atomically(path, json.dumps(transformers_greedy(smollm2_short, batch)).encode())
     return [(tokens, values) for tokens, values in json.loads(path.read_text())]
 
 
@@ -63,13 +63,13 @@ def transformers_greedy(model_dir: Path, batch: list[list[int]]) -> list[tuple[l
 @pytest.mark.parametrize("tp_size", [1, 2, 3])
 def test_same_tokens_as_transformers(
     tp_size: int,
-    smollm2: Path,
-    smollm2_padded: Path,
+    smollm2_short: Path,
+    smollm2_short_padded: Path,
     batch: list[list[int]],
     expected: list[tuple[list[int], list[float]]],
     tmp_path: Path,
 ) -> None:
-    model = smollm2_padded if tp_size == 2 else smollm2
+    model = smollm2_short_padded if tp_size == 2 else smollm2_short
     plan = random_plan(model, tp_size, tmp_path / "dense.plan.safetensors", dense=True)
     assert plan.permutes
     flags = ["--enable-shplb", "--shplb-plan", str(tmp_path / "dense.plan.safetensors")]

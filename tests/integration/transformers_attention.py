@@ -36,15 +36,19 @@ class PluggedModel:
 
     def nll(self, token_ids: list[int], plan: ServingPlan | None) -> np.ndarray:
         """NLL of every token but the first, under sparse attention if there is a plan."""
+        logits, labels = self.logits(token_ids, plan)[:-1], torch.tensor(token_ids[1:])
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().numpy()
+
+    def logits(self, token_ids: list[int], plan: ServingPlan | None) -> torch.Tensor:
+        """[tokens, vocabulary], under sparse attention if there is a plan."""
         self.plan = plan
         if plan is not None:
             self.step = StepBudgets(plan.budget_table(self.tokens), [0], [len(token_ids)])
             self.prefill = SparsePrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
-        ids = torch.tensor([token_ids])
         with torch.inference_mode():
-            logits = self.model(ids).logits[0, :-1]
+            logits = self.model(torch.tensor([token_ids])).logits[0]
         self.plan = None
-        return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").double().numpy()
+        return logits
 
     def profile(self, documents: list[list[int]]) -> HeadProfile:
         """Head curves, measured as the server's profiling backend measures them."""
