@@ -20,8 +20,11 @@ SHORT_LAYERS = 10
 def pytest_configure() -> None:
     """Give every pytest-xdist worker one core: servers of two workers that share cores spin against each other.
 
-    SGLang imports all its model files in every rank; the other ones would cost ten seconds each time.
+    SGLang imports all its model files in every rank; the other ones would cost ten seconds each time. For the same
+    reason processes that tests start find tests/startup first.
     """
+    paths = [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models("llama")))
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker:
