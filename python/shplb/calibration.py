@@ -47,7 +47,7 @@ def check_request(
     config = read_config(model_dir)
     model = ModelShape.from_config(config)
     if config.get("quantization_config") or config.get("compression_config"):
-        raise CalibrationError(f"{model_dir} has quantised weights; profile the unquantised model, then serve both.")
+        raise CalibrationError(f"{model_dir} has quantised weights; profile and serve the unquantised model.")
     if out.is_dir():
         raise CalibrationError(f"--out {out} is a folder, expected the name of a file to write.")
     shortest = query_block_size(model.head_dim)
