@@ -202,7 +202,7 @@ def test_quantised_checkpoints(tmp_path: Path, llama: Path) -> None:
     args = changed(base, model_path=str(quantised), shplb_profile=None, shplb_plan=str(tmp_path / "awq.plan"))
     with pytest.raises(StartRefusedError, match="quantised by awq"):
         check_supported(args)
-    with pytest.raises(StartRefusedError, match="profile the unquantised"):
+    with pytest.raises(StartRefusedError, match="profile and serve the unquantised"):
         check_supported(changed(args, shplb_plan=None, shplb_profile="x"))
 
 

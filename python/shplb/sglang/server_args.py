@@ -99,7 +99,7 @@ def _check_profiling(args: Any, config: dict[str, Any]) -> None:
         raise StartRefusedError("--shplb-profile records dense attention, so it can't follow --shplb-plan; drop one.")
     if args.quantization or config.get("quantization_config"):
         raise StartRefusedError(
-            "profiling reads o_proj weights, which are quantised here; profile the unquantised model and serve that one."
+            "profiling reads o_proj weights, which are quantised here; profile and serve the unquantised model."
         )
     if not ProfileRequest.is_in(Path(args.shplb_profile)):
         raise StartRefusedError(
