@@ -50,6 +50,12 @@ class ModelShape(msgspec.Struct, frozen=True):
     def group_size(self) -> int:
         return self.num_qo_heads // self.num_kv_heads
 
+    @property
+    def inert_qo_heads(self) -> frozenset[int]:
+        """Query heads of padded KV groups, in the model's own order."""
+        size = self.group_size
+        return frozenset(group * size + head for group in self.inert_kv_heads for head in range(size))
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
         """Read a Hugging Face ``config.json`` mapping.

@@ -9,6 +9,7 @@ import numpy as np
 
 from shplb.budget import Objective, Scope, allocate_budgets
 from shplb.container import content_hash
+from shplb.model import ModelShape
 from shplb.placement import place_heads
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
@@ -36,17 +37,12 @@ def make_plan(
     model = profile.model
     if not 0.0 < density <= 1.0:
         raise PlanningError(f"density is {density}, expected a share of attention in (0, 1].")
-    if tp_size < 1 or model.num_kv_heads % tp_size:
-        raise PlanningError(
-            f"{model.num_kv_heads} KV heads can't be placed on {tp_size} ranks in equal counts: choose a --tp that "
-            "divides them, or pad the model first (shplb pad)."
-        )
+    check_tp_size(model, tp_size)
     rule = profile.rule
     if dense_below_tokens is not None:
         rule = msgspec.structs.replace(rule, dense_below_tokens=dense_below_tokens)
     budgets = head_budgets(profile, density, objective=objective, scope=scope)
     loads = group_loads(budgets, profile, rule)
-    placement = place_heads(loads, tp_size)
     return ServingPlan(
         model=model,
         fingerprint=profile.fingerprint,
@@ -59,9 +55,24 @@ def make_plan(
         versions={"shplb": version("shplb")},
         lengths=profile.lengths,
         budgets=budgets,
-        physical_to_logical=np.argsort(placement.head_to_rank, axis=1, kind="stable").astype(np.int32),
+        physical_to_logical=placed_order(loads, tp_size),
         loads=loads,
     )
+
+
+def check_tp_size(model: ModelShape, tp_size: int) -> None:
+    """PlanningError unless ``tp_size`` ranks can hold equal counts of KV heads."""
+    if tp_size < 1 or model.num_kv_heads % tp_size:
+        raise PlanningError(
+            f"{model.num_kv_heads} KV heads can't be placed on {tp_size} ranks in equal counts: choose a --tp that "
+            "divides them, or pad the model first (shplb pad)."
+        )
+
+
+def placed_order(loads: np.ndarray, tp_size: int) -> np.ndarray:
+    """int32 [num_layers, num_kv_heads]: the KV group in each slot when ``loads`` (same shape, int64) are placed."""
+    ranks = place_heads(loads, tp_size).head_to_rank
+    return np.argsort(ranks, axis=1, kind="stable").astype(np.int32)
 
 
 def head_budgets(profile: HeadProfile, density: float, *, objective: Objective, scope: Scope) -> np.ndarray:

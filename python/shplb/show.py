@@ -56,7 +56,7 @@ def print_head_map(plan: ServingPlan, console: Console) -> None:
     console.print("share of pages kept per head, heads as placed on ranks ('|' between ranks, '-' is padding):")
     count = plan.model.num_qo_heads // plan.tp_size
     order = expand_groups(plan.physical_to_logical, plan.model.group_size)
-    inert = set(range(plan.model.num_qo_heads)) - set(_real_heads(plan))
+    inert = plan.model.inert_qo_heads
     for layer, heads in enumerate(order.tolist()):
         line = Text(f"layer {layer:3d}  ")
         for index, head in enumerate(heads):
@@ -73,8 +73,7 @@ def print_head_map(plan: ServingPlan, console: Console) -> None:
 
 
 def _real_heads(plan: ServingPlan) -> list[int]:
-    inert = expand_groups(np.array(plan.model.inert_kv_heads, dtype=np.int64), plan.model.group_size).tolist()
-    return [head for head in range(plan.model.num_qo_heads) if head not in inert]
+    return [head for head in range(plan.model.num_qo_heads) if head not in plan.model.inert_qo_heads]
 
 
 def _level(share: float) -> int:

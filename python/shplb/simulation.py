@@ -17,10 +17,9 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from shplb.placement import place_heads
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel, Mode, StepPlanner
-from shplb.planning import PlanningError
+from shplb.planning import check_tp_size, placed_order
 from shplb.scheduling import PrefillQueue
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
@@ -126,17 +125,12 @@ def head_order(plan: ServingPlan, tp_size: int, placement: str) -> np.ndarray:
     """int32 [num_layers, num_kv_heads], the KV group in each slot: the model's own order for ``contiguous``; for
     ``placed`` the plan's, or a new one from the plan's loads where the plan is for another TP size."""
     model = plan.model
-    if tp_size < 1 or model.num_kv_heads % tp_size:
-        raise PlanningError(
-            f"{model.num_kv_heads} KV heads can't be placed on {tp_size} ranks in equal counts: choose a --tp that "
-            "divides them, or pad the model first (shplb pad)."
-        )
+    check_tp_size(model, tp_size)
     if placement == "contiguous":
         return np.tile(np.arange(model.num_kv_heads, dtype=np.int32), (model.num_layers, 1))
     if tp_size == plan.tp_size:
         return plan.physical_to_logical
-    ranks = place_heads(plan.loads, tp_size).head_to_rank
-    return np.argsort(ranks, axis=1, kind="stable").astype(np.int32)
+    return placed_order(plan.loads, tp_size)
 
 
 def replay_trace(planner: StepPlanner, trace: Trace, cost: StepCost, mode: Mode = "auto") -> Replay:

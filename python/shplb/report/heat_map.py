@@ -19,12 +19,6 @@ _MAX_LENGTHS = 4
 _LEFT, _TOP, _LEGEND = 46, 26, 62
 
 
-def inert_heads(model: ModelShape) -> frozenset[int]:
-    """Query heads of padded KV groups."""
-    groups = np.array(model.inert_kv_heads, dtype=np.int64)
-    return frozenset(expand_groups(groups, model.group_size).tolist())
-
-
 def chosen_lengths(model: ModelShape, lengths: np.ndarray) -> list[int]:
     """Indices into ``lengths`` that a map offers, spread over all, the longest last."""
     if _is_large(model):
@@ -62,7 +56,7 @@ def draw_heat_map(plan: ServingPlan, values: np.ndarray, lengths: Sequence[int],
     width = max(_LEFT + cell * model.num_qo_heads + 10, 380)
     height = _TOP + row_height * model.num_layers + _LEGEND
     svg = Svg(width, height, f"{what}, per layer and query head, at {lengths[-1]} tokens")
-    real = [head for head in range(model.num_qo_heads) if head not in inert_heads(model)]
+    real = [head for head in range(model.num_qo_heads) if head not in model.inert_qo_heads]
     colours = ColourScale(values[:, real])
     step = max(1, -(-model.num_qo_heads // 16))
     for head in range(0, model.num_qo_heads, step):
@@ -88,7 +82,7 @@ def _draw_row(
     colours: ColourScale,
     size: tuple[float, float],
 ) -> None:
-    model, inert = plan.model, inert_heads(plan.model)
+    model, inert = plan.model, plan.model.inert_qo_heads
     order = expand_groups(plan.physical_to_logical[layer], model.group_size).tolist()
     place = {head: position for position, head in enumerate(order)}
     per_rank = model.num_qo_heads // plan.tp_size

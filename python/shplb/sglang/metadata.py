@@ -4,7 +4,7 @@
 import msgspec
 import numpy as np
 
-from shplb.plan import ServingPlan, expand_groups
+from shplb.plan import ServingPlan
 from shplb.sparsity import BudgetTable, SparsityRule, num_pages
 
 
@@ -69,8 +69,3 @@ class StepBudgets:
         model = plan.model
         heads = model.num_qo_heads - len(model.inert_kv_heads) * model.group_size
         return int((self.visible * self.rows).sum()) * heads * model.num_layers
-
-
-def inert_heads(plan: ServingPlan) -> frozenset[int]:
-    """Logical query heads of padded KV groups."""
-    return frozenset(expand_groups(np.array(plan.model.inert_kv_heads, dtype=np.int64), plan.model.group_size).tolist())

@@ -141,17 +141,14 @@ def _make_plan(args: Any, density: float, path: Path) -> None:
     if is_readable(ServingPlan, path):
         return
     # The child that profiles would need each of these, too.
-    for name, default in (("nnodes", 1), ("base_gpu_id", 0), ("trust_remote_code", False)):
-        if getattr(args, name) != default:
+    model = args.model_path
+    plain = {"nnodes": (1,), "base_gpu_id": (0,), "trust_remote_code": (False,), "tokenizer_path": (None, model)}
+    for name, values in plain.items():
+        if getattr(args, name) not in values:
             raise StartRefusedError(
                 f"a model can't be profiled at start with --{name.replace('_', '-')}; make a plan with `shplb profile` "
                 "and `shplb plan`, and give --shplb-plan."
             )
-    if args.tokenizer_path not in (None, args.model_path):
-        raise StartRefusedError(
-            "a model can't be profiled at start with another --tokenizer-path; make a plan with `shplb profile` and "
-            "`shplb plan`, and give --shplb-plan."
-        )
     folder = local_model_dir(args.model_path, args.revision)
     if folder is None:
         raise StartRefusedError(
