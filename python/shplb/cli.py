@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shplb.commands.doctor import doctor
+from shplb.commands.numbers import parse_numbers
 from shplb.commands.report import report
 from shplb.commands.simulate import simulate
 from shplb.patching.command import app as patch_app
@@ -138,13 +139,7 @@ def say(text: str) -> None:
 
 def parse_lengths(text: str) -> tuple[int, ...]:
     """ "1024,4096" -> (1024, 4096); ValueError in one sentence for anything else."""
-    try:
-        lengths = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        lengths = ()
-    if not lengths or lengths[0] < 1:
-        raise ValueError(f"--lengths is '{text}', expected positive token counts such as 1024,2048,4096.")
-    return lengths
+    return parse_numbers("--lengths", text, "positive token counts such as 1024,2048,4096")
 
 
 def main() -> None:

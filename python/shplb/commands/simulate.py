@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shplb.commands.numbers import parse_numbers
+
 if TYPE_CHECKING:
     from shplb.simulation import Summary
     from shplb.traces import Trace
@@ -65,13 +67,7 @@ def simulate(
 
 def parse_sizes(text: str) -> tuple[int, ...]:
     """ "2,8,4" -> (2, 4, 8); ValueError in one sentence for anything else."""
-    try:
-        sizes = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        sizes = ()
-    if not sizes or sizes[0] < 1:
-        raise ValueError(f"--tp is '{text}', expected numbers of ranks such as 2,4,8.")
-    return sizes
+    return parse_numbers("--tp", text, "numbers of ranks such as 2,4,8")
 
 
 def describe(trace: "Trace") -> dict[str, Any]:
