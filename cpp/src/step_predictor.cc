@@ -81,7 +81,11 @@ std::int64_t StepPredictor::SelectCost(std::int64_t visible) const {
 void StepPredictor::Choose(StepMode mode, StepPlan* plan) {
   plan->sparse.assign(extents_.size(), mode == StepMode::kSparse ? 1 : 0);
   if (mode == StepMode::kAuto) {
-    for (std::size_t i = 0; i < extents_.size(); ++i) plan->sparse[i] = PaysAlone(i) ? 1 : 0;
+    for (std::size_t i = 0; i < extents_.size(); ++i) {
+      // One new token is a decode step (of a mixed batch): dense, like all decoding.
+      const bool decodes = extents_[i].end - extents_[i].prefix == 1;
+      plan->sparse[i] = !decodes && PaysAlone(i) ? 1 : 0;
+    }
   }
   Start(*plan);
   if (mode == StepMode::kAuto) DropStarved(plan);

@@ -91,7 +91,8 @@ class StepPlanner:
                 layers are written into it, at the byte offsets the result names, so one upload moves them. Keep it
                 untouched until the upload is done: take another buffer for the next step.
             mode: ``auto`` sends a request to the stock path where that is predicted to end sooner: by makespan,
-                max(sum / CTAs, longest item), since the sparse kernel never splits an item over its keys.
+                max(sum / CTAs, longest item), since the sparse kernel never splits an item over its keys. A request
+                with one new token decodes (in a mixed batch) and is never sparse.
 
         Returns:
             ``.plan_info[layer]`` is what FlashInfer's sm90 kernel takes, given a copy of ``out`` as its int

@@ -15,7 +15,7 @@ from shplb.profile import DENSITIES, HeadProfile
 from shplb.recording import CurveSums, ProfileRequest
 from shplb.sglang.metadata import StepBudgets, cut_query_blocks
 from shplb.sglang.profiling import CurveRecorder
-from shplb.sglang.sparse_prefill import SparsePrefill
+from shplb.sglang.torch_prefill import TorchPrefill
 from shplb.sparsity import SparsityRule, query_block_size
 
 
@@ -44,7 +44,7 @@ class PluggedModel:
         self.plan = plan
         if plan is not None:
             self.step = StepBudgets(plan.budget_table(self.tokens), [0], [len(token_ids)])
-            self.prefill = SparsePrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
+            self.prefill = TorchPrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
         with torch.inference_mode():
             logits = self.model(torch.tensor([token_ids])).logits[0]
         self.plan = None

@@ -9,7 +9,7 @@ from oracle import masked_attention, pages_by_definition
 from shplb.model import Fingerprint, ModelShape
 from shplb.plan import ServingPlan
 from shplb.sglang.metadata import StepBudgets, cut_query_blocks
-from shplb.sglang.sparse_prefill import SparsePrefill
+from shplb.sglang.torch_prefill import TorchPrefill
 from shplb.sparsity import SparsityRule
 
 LAYERS, KV_HEADS, GROUP, DIM = 2, 2, 3, 64
@@ -50,7 +50,7 @@ def test_equals_masked_dense(query_block: int, prefix_lens: list[int], new_lens:
     slots = list(torch.randperm(sum(lens) + 50, generator=generator)[: sum(lens)].split(lens))
     k_pool, v_pool = torch.randn(2, sum(lens) + 50, KV_HEADS, DIM, generator=generator)
     q = torch.randn(sum(new_lens), HEADS, DIM, generator=generator) * 2
-    runner = SparsePrefill(plan.rule, heads.tolist())
+    runner = TorchPrefill(plan.rule, heads.tolist())
     for layer in range(LAYERS):
         out = runner.run(q, k_pool, v_pool, slots, step, layer, DIM**-0.5, None)
         for index, block in enumerate(step.blocks):
@@ -96,7 +96,7 @@ def test_chunking_on_block_boundaries_changes_nothing() -> None:
     total, cut = 1500, 192 * 4
     q = torch.randn(total, HEADS, DIM, generator=generator)
     k_pool, v_pool = torch.randn(2, total, KV_HEADS, DIM, generator=generator)
-    runner = SparsePrefill(plan.rule, heads.tolist())
+    runner = TorchPrefill(plan.rule, heads.tolist())
 
     def run(prefix: int, new: int) -> torch.Tensor:
         slots = [torch.arange(prefix + new)]

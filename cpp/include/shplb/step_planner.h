@@ -12,6 +12,8 @@
 
 namespace shplb {
 
+/// kAuto: per request, whichever is predicted to end sooner; a single new token, which decodes, stays
+/// on the stock path.
 enum class StepMode { kAuto, kSparse, kDense };
 
 /// What stays the same from step to step. Spans are only read by the constructor.

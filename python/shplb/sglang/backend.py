@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
+from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError, is_sm90
+from shplb.kernels.self_check import checked_kernel
+from shplb.plan import ServingPlan
 from shplb.sglang.active_plan import load_plan
-from shplb.sglang.metadata import StepBudgets
+from shplb.sglang.batches import Route
 from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.paged_engine import PagedEngine
 from shplb.sglang.plugin import require_active
 from shplb.sglang.refusal import StartRefusedError
-from shplb.sglang.sparse_prefill import SparsePrefill
-from shplb.sglang.tokens import token_slots, write_kv
-from shplb.sglang.trace import StepTrace
+from shplb.sglang.tokens import write_kv
+from shplb.sglang.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +61,14 @@ class SparsePrefillMixin:
         args = runner.server_args
         self.shplb_plan = load_plan(args.shplb_plan)
         check_same_plan(self.shplb_plan.hash, runner)
-        rank = runner.tp_rank
-        self.shplb_table = self.shplb_plan.budget_table(runner.model_config.context_len)
-        self.shplb_prefill = SparsePrefill(self.shplb_plan.rule, self.shplb_plan.local_qo_heads(rank).tolist())
-        self.shplb_last_layer = self.shplb_plan.model.num_layers - 1
-        self.shplb_trace_dir = Path(args.shplb_trace) if args.shplb_trace else None
-        self.shplb_step: StepBudgets | None = None
-        self.shplb_trace: StepTrace | None = None
-        self.shplb_rank = rank
+        self.shplb_engine = make_engine(self.shplb_plan, runner)
+        self.shplb_route: Route | None = None
         STEP_COUNTERS.start(
             self.shplb_plan.tp_size,
             plan=args.shplb_plan,
             plan_hash=self.shplb_plan.hash,
             page_size=runner.page_size if hasattr(runner, "page_size") else args.page_size,
+            engine=type(self.shplb_engine).__name__,
         )
         logger.info(
             "S-HPLB: prefill at density %.3g (%s budgets), plan %s",
@@ -78,31 +76,13 @@ class SparsePrefillMixin:
         )  # fmt: skip
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        super().init_forward_metadata(forward_batch)  # type: ignore[misc]
-        self.shplb_step = self.shplb_trace = None
-        if not forward_batch.forward_mode.is_extend_without_speculative() or not forward_batch.extend_seq_lens_cpu:
-            return
-        step = StepBudgets(
-            self.shplb_table, list(forward_batch.extend_prefix_lens_cpu), list(forward_batch.extend_seq_lens_cpu)
-        )
-        self._count(step)
-        if step.dense:
-            return
-        self.shplb_step = step
-        if self.shplb_trace_dir is not None:
-            rids = list(forward_batch.rids or map(str, range(forward_batch.batch_size)))
-            self.shplb_trace = StepTrace(self.shplb_trace_dir, self.shplb_rank, STEP_COUNTERS.sparse_steps, rids)
-
-    def _count(self, step: StepBudgets) -> None:
-        plan = self.shplb_plan
-        loads = step.group_loads(plan)
-        STEP_COUNTERS.add_step(
-            dense=step.dense,
-            computed=int(loads.sum()),
-            causal=step.causal_row_pages(plan),
-            placed=plan.rank_loads(loads),
-            contiguous=plan.rank_loads(loads, contiguous=True),
-        )
+        self.shplb_route = None
+        if forward_batch.forward_mode.is_extend_without_speculative() and forward_batch.extend_seq_lens_cpu is not None:
+            self.shplb_route = self.shplb_engine.begin(forward_batch)
+        if self.shplb_route is None:
+            super().init_forward_metadata(forward_batch)  # type: ignore[misc]
+        elif self.shplb_route.dense is not None:  # else the base's own plan would only cost time
+            super().init_forward_metadata(self.shplb_route.dense.batch)  # type: ignore[misc]
 
     def forward_extend(
         self,
@@ -114,25 +94,44 @@ class SparsePrefillMixin:
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        step = self.shplb_step
-        if step is None or layer.is_cross_attention:
+        route = self.shplb_route
+        if route is None or layer.is_cross_attention:
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)  # type: ignore[misc]
-        if save_kv_cache and k is not None:
-            write_kv(self.token_to_kv_pool, layer, forward_batch.out_cache_loc, k, v)  # type: ignore[attr-defined]
         pool = self.token_to_kv_pool  # type: ignore[attr-defined]
-        out = self.shplb_prefill.run(
-            q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            pool.get_key_buffer(layer.layer_id),
-            pool.get_value_buffer(layer.layer_id),
-            token_slots(self.req_to_token_pool.req_to_token, forward_batch),  # type: ignore[attr-defined]
-            step,
-            layer.layer_id,
-            layer.scaling,
-            self.shplb_trace,
-        )
-        if self.shplb_trace is not None and layer.layer_id == self.shplb_last_layer:
-            self.shplb_trace.write()
+        if save_kv_cache and k is not None:
+            write_kv(pool, layer, forward_batch.out_cache_loc, k, v)
+        q = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+        self.shplb_engine.run(q, keys, values, layer.layer_id, layer.scaling, out)
+        if route.dense is not None:
+            rows = route.dense.rows.long()
+            part = super().forward_extend(  # type: ignore[misc]
+                q[rows].flatten(1), k[rows], v[rows], layer, route.dense.batch, False, **kwargs
+            )
+            out.index_copy_(0, rows, part.view(-1, *out.shape[1:]))
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)
+
+
+def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
+    """The engine for this rank's device; StartRefusedError when its kernels can't be used."""
+    args, max_tokens = runner.server_args, runner.model_config.context_len
+    trace_dir = Path(args.shplb_trace) if args.shplb_trace else None
+    req_to_token = runner.req_to_token_pool.req_to_token
+    device = req_to_token.device
+    if is_sm90(device) and runner.kv_cache_dtype in DTYPES:
+        try:
+            attention = checked_kernel(runner.kv_cache_dtype, plan, runner.tp_rank, max_tokens, device)
+        except KernelUnavailableError as error:
+            raise StartRefusedError(str(error)) from None
+        chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
+        return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk)
+    if device.type == "cuda":
+        logger.warning(
+            "S-HPLB: no sm90 kernel for %s and %s; sparse layers run in plain torch, which is slow",
+            torch.cuda.get_device_name(device), runner.kv_cache_dtype,
+        )  # fmt: skip
+    return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
 
 
 def check_same_plan(plan_hash: str, runner: Any) -> None:

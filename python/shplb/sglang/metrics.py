@@ -39,6 +39,8 @@ class StepCounters:
         self.dense_steps = 0
         self.computed = 0
         self.causal = 0
+        self.plans = 0
+        self.plan_ns = 0
         self.placed = LayerLoads(1)
         self.contiguous = LayerLoads(1)
 
@@ -65,6 +67,11 @@ class StepCounters:
         self.placed.add(placed)
         self.contiguous.add(contiguous)
 
+    def add_plan_ns(self, plan_ns: int) -> None:
+        """CPU time that planning one step took before the GPU could be given its work."""
+        self.plans += 1
+        self.plan_ns += plan_ns
+
     def report(self) -> dict[str, Any]:
         return {
             **self.facts,
@@ -73,6 +80,7 @@ class StepCounters:
             "computed_row_pages": self.computed,
             "causal_row_pages": self.causal,
             "density": self.computed / self.causal if self.causal else None,
+            "plan_ms_per_step": self.plan_ns / self.plans / 1e6 if self.plans else None,
             "rank_loads": self.placed.ranks.tolist(),
             "imbalance": self.placed.imbalance,
             "contiguous_rank_loads": self.contiguous.ranks.tolist(),

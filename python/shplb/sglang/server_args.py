@@ -25,7 +25,8 @@ from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
 
 _CALIBRATION_TOKENS = 8192
-_BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer",)}
+# What may be wrapped, by device; the first is the default where SGLang has none of its own.
+_BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer", "fa3")}
 
 
 def resolve_defaults(args: Any) -> None:
@@ -44,13 +45,12 @@ def resolve_defaults(args: Any) -> None:
                 f"--{flag.replace('_', '-')} is {name}, S-HPLB wraps {' or '.join(bases)} on {args.device}; "
                 f"drop the flag or use --{flag.replace('_', '-')} {bases[0]}."
             )
-    if args.attention_backend is None:
-        args.attention_backend = bases[0]
+    if args.device == "cpu" and args.attention_backend is None:
+        args.attention_backend = bases[0]  # on CUDA, SGLang's own choice stays: decoding is not ours
     if args.page_size is None:
         args.page_size = PAGE_SIZE
-    if args.device == "cuda" and args.cuda_graph_backend_prefill is None and args.cuda_graph_config is None:
-        # Capturing the pieces between attention layers runs every layer on dummy batches of up to a whole chunk, which
-        # costs the torch kernels minutes and gains nothing where attention itself dominates. Decode graphs stay on.
+    if args.shplb_profile is not None and args.cuda_graph_backend_prefill is None and args.cuda_graph_config is None:
+        # Profiling measures on the side of every layer; capture would run it on dummy batches.
         args.cuda_graph_backend_prefill = "disabled"
     if args.device == "cpu" and args.page_size > 1:
         # SGLang's allocator of pages is a Triton kernel; ranks are spawned, so they see this before they import it.
@@ -64,6 +64,7 @@ def check_supported(args: Any) -> None:
     _check_version()
     require_found()
     check_features(args)
+    _check_base_backend(args)
     check_page_size(args)
     shape, identity, config = identify(args)
     check_kv_cache(args, config)
@@ -83,6 +84,19 @@ def check_supported(args: Any) -> None:
     check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
     if plan.permutes:
         check_permutable(args, config)
+
+
+def _check_base_backend(args: Any) -> None:
+    """Refuse what SGLang chose where the user gave nothing, if it can't be wrapped."""
+    bases = _BASE_BACKENDS[args.device]
+    chosen = args.prefill_attention_backend or args.attention_backend
+    if chosen not in bases:
+        raise StartRefusedError(
+            f"SGLang takes the attention backend {chosen} here, S-HPLB wraps {' or '.join(bases)} on {args.device}; "
+            f"add --attention-backend {bases[0]}."
+        )
+    if args.device == "cuda" and os.environ.get("SGLANG_USE_HND_KVCACHE", "0").lower() in ("1", "true", "yes", "y"):
+        raise StartRefusedError("SGLANG_USE_HND_KVCACHE changes the layout of the KV pool; unset it.")
 
 
 def _check_version() -> None:

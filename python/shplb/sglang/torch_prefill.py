@@ -10,7 +10,7 @@ from shplb.sglang.trace import StepTrace
 from shplb.sparsity import SparsityRule
 
 
-class SparsePrefill:
+class TorchPrefill:
     """Runs the query blocks of one rank's heads, layer after layer.
 
     The page of a token is its position // 64 in the request, whatever the pool's own page size is.

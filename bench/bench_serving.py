@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time to first token with and without S-HPLB, by SGLang's own serving benchmark, on the same GPUs one after the other.
+
+    python bench/bench_serving.py --shape llama-3.1-8b --tp 2 --server-arg=--disable-custom-all-reduce
+    python bench/bench_serving.py --model-path MODEL --plan PLAN --variants fa3,flashinfer,shplb
+    python bench/bench_serving.py                       # without a GPU: SmolLM2, short prompts
+
+Every variant's server starts once and serves the same prompts of random tokens; the radix cache is on and must not hit.
+Counters of the server say for every point which path ran. A variant that fails is recorded and the others go on. Times
+are what `python -m sglang.benchmark.serving` prints. Writes JSON after every variant, and a table at the end.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dummy_model import DUMMY_OPTIONS, SHAPES, spread_plan, unplaced, write_dummy_model
+from provenance import provenance
+from serving_points import (
+    SPARSE,
+    STOCK,
+    PointFailedError,
+    WrongPathError,
+    check_path,
+    client_options,
+    path_taken,
+    point_of,
+    print_table,
+    public_command,
+    sentence_of,
+)
+
+from shplb.commands.numbers import parse_numbers
+from shplb.container import write_atomically
+from shplb.errors import UserError
+from shplb.model import read_config
+from shplb.plan import ServingPlan
+from shplb.processes import interrupt_on_sigterm
+from shplb.sglang.cpu import detect_device
+from shplb.sglang.launch import Server, ServerFailedError
+
+# Up to here prompts cost little, so that every client sends several and the batched shapes are warmed up, too.
+SHORT_TOKENS = 8192
+
+# A machine without a GPU shows that the bench works, not how fast anything is.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cuda": {
+        "lengths": "512,2048,4096,8192,32768,65536,126000", "concurrency": "1,4", "prompts_per_point": 3,
+        "output_tokens": 32, "density": 0.10, "sparse_from": 16384,
+    },
+    "cpu": {
+        "lengths": "512,2048", "concurrency": "1", "prompts_per_point": 2, "output_tokens": 8, "density": 0.4,
+        "sparse_from": 2048,
+    },
+}  # fmt: skip
+SERVER_OPTIONS = {
+    "cuda": ["--chunked-prefill-size", "8192"],
+    "cpu": ["--dtype", "float32", "--max-total-tokens", "20000"],
+}
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+def run_client(options: list[str], log: Path) -> str:
+    """SGLang's benchmark in this process, output to ``log``; what went wrong, or "".
+
+    A process that stays, since its imports alone take ten seconds, at every point.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all GPU memory is the server's
+    with log.open("a") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        from sglang.benchmark.serving import cli_main
+
+        sys.argv = ["serving", *options]
+        try:
+            cli_main()
+        except (Exception, SystemExit) as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def prompts_at(length: int, concurrency: int, count: int) -> int:
+    """Prompts of a point: ``count`` per client where they are short, else ``count`` in all, and one per client."""
+    return count * concurrency if length <= SHORT_TOKENS else max(count, concurrency)
+
+
+def counters(server: Server, variant: str) -> dict[str, Any]:
+    """S-HPLB's section of ``/server_info``, {} for a stock variant; WrongPathError when it is there and should not."""
+    found = server.get("/server_info")["internal_states"][0].get("shplb")
+    if (found is not None) != (variant in SPARSE):
+        raise WrongPathError(f"{variant} has {'an' if found else 'no'} shplb section in /server_info.")
+    return found or {}
+
+
+def warm_up(server: Server, args: argparse.Namespace, length: int, concurrency: int) -> None:
+    """Prompts that are not among the measured ones: a batch where they are short, else one per length."""
+    count = concurrency if length <= SHORT_TOKENS else int(concurrency == args.concurrency[0])
+    if count:
+        drawn = np.random.default_rng([args.seed, length, concurrency]).integers(args.vocabulary, size=(count, length))
+        sampling = {"max_new_tokens": 4, "temperature": 0.0, "ignore_eos": True}
+        server.post("/generate", {"input_ids": drawn.tolist(), "sampling_params": sampling})
+
+
+def measure(
+    client: Pool, server: Server, variant: str, args: argparse.Namespace, length: int, concurrency: int
+) -> dict[str, Any]:
+    """One point, checked."""
+    prompts = prompts_at(length, concurrency, args.prompts_per_point)
+    file = args.work / f"{variant}.{length}x{concurrency}.jsonl"
+    file.unlink(missing_ok=True)
+    options = client_options(
+        server.port, length=length, concurrency=concurrency, prompts=prompts, output_tokens=args.output_tokens,
+        seed=args.seed, file=file,
+    )  # fmt: skip
+    warm_up(server, args, length, concurrency)
+    before = counters(server, variant)
+    try:
+        failure = client.apply_async(run_client, (options, args.work / f"{variant}.client.log")).get(args.timeout_s)
+    except multiprocessing.TimeoutError:
+        failure = f"no result after {args.timeout_s:.0f} s"
+    if failure or not file.exists():
+        raise PointFailedError(f"the benchmark failed at {length} tokens and {concurrency} clients: {failure}.")
+    row = {"variant": variant, "input_tokens": length, "concurrency": concurrency}
+    row |= point_of(json.loads(file.read_text().splitlines()[-1]), length, prompts)
+    if before:
+        path = path_taken(before, counters(server, variant))
+        check_path(variant, length, path, args.sparse_from)
+        row |= path
+    return row
+
+
+def run_variant(variant: str, plan: Path | None, args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Start a server, add its facts to ``result["servers"]`` and its points to ``result["rows"]``."""
+    facts: dict[str, Any] = {"variant": variant}
+    result["servers"].append(facts)
+    options = [*SERVER_OPTIONS[args.device], *args.model_options, "--skip-server-warmup"]
+    if plan is not None:
+        options += ["--enable-shplb", "--shplb-plan", str(plan)]
+    elif variant != "stock":
+        options += ["--attention-backend", variant]
+    elif args.device == "cpu":
+        options += ["--attention-backend", "torch_native"]  # SGLang's own choice needs AMX
+    log, start = args.work / f"{variant}.log", time.monotonic()
+    made = Server(args.model, log, tp_size=args.tp, device=args.device, options=[*options, *args.server_arg])
+    facts["command"] = public_command(made.shell_command())
+    with _spawn.Pool(1) as client, made as server:
+        client.apply_async(run_client, (["--help"], args.work / "imports.log"))  # imports while the server starts
+        try:
+            server.wait_ready(args.timeout_s)
+            facts["start_s"] = round(time.monotonic() - start, 1)
+            info = server.get("/server_info")
+            facts |= {key: info.get(key) for key in ("attention_backend", "page_size", "chunked_prefill_size")}
+            for length in args.lengths:
+                for concurrency in args.concurrency:
+                    row = measure(client, server, variant, args, length, concurrency)
+                    result["rows"].append(row)
+                    print(json.dumps(row), flush=True)
+        except OSError as error:
+            raise ServerFailedError(f"the server went away ({error}); its log {log} ends:\n{server.tail()}") from None
+
+
+def plan_files(args: argparse.Namespace) -> dict[str, Path | None]:
+    """The plan of each variant, None for a stock one; given, or made for this model."""
+    sparse = [variant for variant in args.variants if variant in SPARSE]
+    files: dict[str, Path | None] = dict.fromkeys(args.variants)
+    if not sparse:
+        return files
+    if args.plan is None:
+        placed = spread_plan(args.model, tp_size=args.tp, density=args.density, sigma=args.sigma, seed=args.seed)
+    else:
+        placed = ServingPlan.load(args.plan)
+    for variant in sparse:
+        files[variant] = path = args.work / f"{variant}.plan.safetensors"
+        (placed if variant == "shplb" else unplaced(placed)).save(path)
+    return files
+
+
+def prepare_model(args: argparse.Namespace) -> Path:
+    """The model's folder: given, or made of a shape, or SmolLM2 where there is no GPU."""
+    if args.model_path is not None:
+        return Path(args.model_path).resolve()
+    if args.shape is not None:
+        return write_dummy_model(args.work / args.shape, args.shape)
+    from shplb.hf.gguf import convert_smollm2
+
+    return convert_smollm2(args.work / "smollm2-float32")
+
+
+def gpu_names(count: int) -> list[str]:
+    """Of the GPUs that ``count`` ranks use; none on a machine without."""
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(min(count, torch.cuda.device_count()))]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model-path", type=Path)
+    model.add_argument("--shape", choices=SHAPES, help="random weights")
+    parser.add_argument("--variants", default="stock,shplb", help=f"of {','.join((*STOCK, *SPARSE))}")
+    parser.add_argument("--device", choices=DEFAULTS, default=None)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--lengths", help="prompt tokens, e.g. 512,8192")
+    parser.add_argument("--concurrency", help="clients at a time, e.g. 1,4")
+    parser.add_argument(
+        "--prompts-per-point", type=int, help=f"per client up to {SHORT_TOKENS} tokens, in all above (one per client)"
+    )
+    parser.add_argument("--output-tokens", type=int)
+    parser.add_argument("--plan", type=Path, help="default: random budgets as follows")
+    parser.add_argument("--spread", choices=["lognormal"], default="lognormal")
+    parser.add_argument("--sigma", type=float, default=0.8)
+    parser.add_argument("--density", type=float, help="mean budget")
+    parser.add_argument("--seed", type=int, default=20260310)
+    parser.add_argument("--sparse-from", type=int, help="prompt tokens from which S-HPLB must take its sparse path")
+    parser.add_argument("--server-arg", action="append", default=[], help="for every server, e.g. =--mem-fraction=0.8")
+    parser.add_argument("--timeout-s", type=float, default=900.0, help="for a server to start, and for every point")
+    parser.add_argument("--work", type=Path, default=Path(".cache/bench_serving"), help="folder for logs and plans")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/serving.json"))
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    parser = make_parser()
+    args = parser.parse_args()
+    args.device = args.device or detect_device()
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.variants, args.work = list(dict.fromkeys(args.variants.split(","))), args.work.resolve()
+    if unknown := set(args.variants) - {*STOCK, *SPARSE}:
+        parser.error(f"--variants holds {', '.join(sorted(unknown))}, expected some of {', '.join((*STOCK, *SPARSE))}.")
+    if args.device == "cuda" and args.model_path is None and args.shape is None:
+        parser.error("give --model-path, or --shape for random weights.")
+    try:
+        args.lengths = parse_numbers("--lengths", args.lengths, "prompt lengths such as 512,8192")
+        args.concurrency = parse_numbers("--concurrency", args.concurrency, "numbers of clients such as 1,4")
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def main() -> None:
+    interrupt_on_sigterm()
+    args = arguments()
+    args.model = prepare_model(args)
+    args.model_options = DUMMY_OPTIONS if args.shape else []
+    try:
+        config = read_config(args.model)
+        plans = plan_files(args)
+    except ValueError as error:
+        sys.exit(str(error))
+    args.vocabulary, longest = config["vocab_size"], config.get("max_position_embeddings", 1 << 30)
+    if args.lengths[-1] + args.output_tokens > longest:
+        sys.exit(f"--lengths holds {args.lengths[-1]}, the model takes {longest} tokens, the answer's among them.")
+    with _spawn.Pool(1) as pool:  # in a process that ends: this one must hold no GPU memory beside the servers
+        facts = pool.apply(provenance, (args,)) | {"gpus": pool.apply(gpu_names, (args.tp,))}
+    result: dict[str, Any] = {"bench": "serving", **facts, "servers": [], "rows": []}
+    wrong = ""
+    for variant, plan in plans.items():
+        try:
+            run_variant(variant, plan, args, result)
+        except UserError as error:
+            result["servers"][-1]["failed"] = sentence_of(error)
+            if isinstance(error, WrongPathError):
+                wrong = str(error)
+            else:
+                print(f"{variant} failed: {error}", file=sys.stderr, flush=True)
+        finally:  # also what was measured before an interrupt
+            write_atomically(args.out, json.dumps(result, indent=1).encode())
+        if wrong:
+            sys.exit(wrong)
+    print_table(result, args.variants)
+    print(f"wrote {args.out}")
+    sys.exit(any("failed" in server for server in result["servers"]))
+
+
+if __name__ == "__main__":
+    main()

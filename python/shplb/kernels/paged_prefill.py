@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse prefill of one rank over a paged KV pool: plan a step, then select pages and attend, layer after layer.
+
+Nothing here waits for the GPU: list lengths are planned on the CPU from request lengths, list contents are found and
+used on the GPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from shplb.kernels.page_mass import TileShape, page_mass
+from shplb.kernels.pooling import pool_keys, pool_queries, runs_of_block
+from shplb.kernels.staging import StagingRing
+from shplb.kernels.top_pages import top_pages
+from shplb.planner import Mode, StepPlan, StepPlanner
+from shplb.sparsity import PAGE_SIZE, SparsityRule
+
+_ALIGNMENT = 16
+
+
+class PagedAttention(Protocol):
+    """What :class:`Sm90Prefill` does; other GPUs have another one."""
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        page_indices: torch.Tensor,
+        workspace: torch.Tensor,
+        plan_info: list[int],
+        out: torch.Tensor,
+        sm_scale: float,
+    ) -> None: ...
+
+
+@dataclass
+class PagedStep:
+    """One planned step; tensors are on the device and valid until the next step begins."""
+
+    plan: StepPlan
+    plan_info: list[list[int]]
+    workspace: torch.Tensor
+    total_pages: int  # of the sparse requests, page after page
+    max_pages: int  # of the longest of them
+    tiles: torch.Tensor
+    page_starts: torch.Tensor
+    dense_rows: torch.Tensor | None  # int32, rows of q that belong to the stock path; None: none
+    req_to_token: torch.Tensor
+    req_indices: torch.Tensor
+    seq_lens: torch.Tensor
+    page_indices: torch.Tensor
+
+    def blocks(self, offset: int) -> torch.Tensor:
+        """int32 [num_blocks] at a byte offset of the workspace."""
+        return self.words(offset, self.plan.num_blocks)
+
+    def words(self, offset: int, count: int) -> torch.Tensor:
+        return self.workspace[offset : offset + 4 * count].view(torch.int32)
+
+
+class PagedPrefill:
+    """Built once per rank; one step at a time."""
+
+    def __init__(
+        self,
+        planner: StepPlanner,
+        attention: PagedAttention,
+        rule: SparsityRule,
+        *,
+        num_list_heads: int,
+        group_size: int,
+        device: torch.device,
+        usual_requests: int = 1,
+        usual_new_tokens: int = 8192,
+    ) -> None:
+        """num_list_heads: page lists per query block on this rank, one per query head or one per KV head; usual_*:
+        size of the steps that staging buffers are made for (larger ones make them grow)."""
+        self.planner, self.attention, self.rule = planner, attention, rule
+        self.num_list_heads, self.device = num_list_heads, device
+        self._tile_blocks = TileShape.of(group_size, runs_of_block(rule.query_block, rule.score_stride)).blocks
+        self._staging = StagingRing(self._bytes(usual_requests, usual_new_tokens), device)
+
+    def _bytes(self, num_requests: int, num_new_tokens: int) -> int:
+        """The planner's tables and ours behind them: tiles, page starts, dense rows."""
+        blocks = num_new_tokens // self.rule.query_block + 2 * num_requests
+        ours = 4 * (2 * blocks + num_requests + num_new_tokens) + 4 * _ALIGNMENT
+        return self.planner.buffer_bytes(num_requests, num_new_tokens) + ours
+
+    def begin_step(
+        self,
+        prefix_lens: list[int],
+        new_lens: list[int],
+        req_to_token: torch.Tensor,
+        req_indices: torch.Tensor,
+        seq_lens: torch.Tensor,
+        mode: Mode = "auto",
+    ) -> PagedStep | None:
+        """Plan a step and start the upload of its tables; None when every request belongs to the stock path.
+
+        prefix_lens, new_lens: cached and new tokens of every request; req_to_token: int32 ``[.., max_tokens]``;
+        req_indices, seq_lens: int ``[num_requests]`` on the device, row of req_to_token and prefix + new tokens.
+        """
+        prefix, new = np.array(prefix_lens, dtype=np.int64), np.array(new_lens, dtype=np.int64)
+        buffer = self._staging.begin(self._bytes(len(new), int(new.sum())))
+        plan = self.planner.plan(prefix, new, buffer, mode)
+        if plan.num_blocks == 0:
+            return None
+        sparse = plan.sparse.astype(bool)
+        pages = np.where(sparse, -(-(prefix + new) // PAGE_SIZE), 0)
+        starts = np.where(sparse, np.cumsum(pages) - pages, -1)
+        tiles = self._cut_tiles(prefix[sparse], new[sparse])
+        dense = _rows(new, ~sparse)
+        writer = _Writer(buffer, plan.num_bytes)
+        at = [writer.add(array) for array in (starts, tiles, dense)]
+        workspace = self._staging.upload(writer.used)
+        step = PagedStep(
+            plan=plan,
+            plan_info=plan.plan_info.tolist(),
+            workspace=workspace,
+            total_pages=int(pages.sum()),
+            max_pages=int(pages.max()),
+            tiles=workspace[:0],
+            page_starts=workspace[:0],
+            dense_rows=None,
+            req_to_token=req_to_token,
+            req_indices=req_indices,
+            seq_lens=seq_lens,
+            page_indices=torch.empty(max(int(plan.list_pages.max()), 1), dtype=torch.int32, device=self.device),
+        )
+        step.page_starts, step.tiles = step.words(at[0], len(starts)), step.words(at[1], tiles.size).view(-1, 2)
+        step.dense_rows = step.words(at[2], len(dense)) if len(dense) else None
+        return step
+
+    def _cut_tiles(self, prefix: np.ndarray, new: np.ndarray) -> np.ndarray:
+        """[num_tiles, 2]: ranges of blocks of one request each, as long as a tile of pooled queries takes."""
+        size, block = self._tile_blocks, self.rule.query_block
+        counts = (prefix + new - 1) // block - prefix // block + 1
+        ends = np.cumsum(counts)
+        tiles = -(-counts // size)
+        request = np.repeat(np.arange(len(counts)), tiles)
+        within = np.arange(int(tiles.sum())) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+        first = (ends - counts)[request] + within * size
+        return np.stack([first, np.minimum(first + size, ends[request])], axis=1)
+
+    def select(
+        self, step: PagedStep, layer: int, q: torch.Tensor, k_pool: torch.Tensor, sm_scale: float,
+        observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Fill this layer's page lists, int32; ``observe`` gets (pages of the request, scores) for traces and tests."""
+        plan, rule = step.plan, self.rule
+        first_row, request = step.blocks(plan.block_first_row_offset), step.blocks(plan.block_request_offset)
+        qo_len = step.blocks(plan.block_qo_len_offset)
+        keys = pool_keys(
+            k_pool, step.req_to_token, step.req_indices, step.seq_lens, step.page_starts, step.total_pages,
+            step.max_pages, rule.score_stride,
+        )  # fmt: skip
+        queries = pool_queries(
+            q, first_row, step.blocks(plan.block_qo_indptr_offset), qo_len, rule.query_block, rule.score_stride
+        )
+        scores = page_mass(
+            queries, keys, step.tiles, request, first_row, qo_len, step.page_starts, step.max_pages,
+            rule.score_stride, sm_scale,
+        )  # fmt: skip
+        indptr = step.words(int(plan.list_indptr_offset[layer]), plan.num_lists + 1)
+        lists = (scores, indptr, request, first_row, qo_len, step.req_to_token, step.req_indices, self.num_list_heads)
+        top_pages(*lists, rule, step.page_indices)
+        if observe is not None:
+            pages = torch.empty_like(step.page_indices)
+            top_pages(*lists, rule, pages, physical=False)
+            observe(pages, scores)
+        return step.page_indices
+
+    def run(
+        self, step: PagedStep, layer: int, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor,
+        sm_scale: float, out: torch.Tensor,
+        observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Attention of the step's sparse requests into their rows of ``out``.
+
+        q, out: ``[num_rows, num_qo_heads, head_dim]``; k_pool, v_pool: ``[pool_tokens, num_kv_heads, head_dim]``,
+        which already hold the new tokens.
+        """
+        pages = self.select(step, layer, q, k_pool, sm_scale, observe)
+        self.attention.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
+
+
+def paged(pool: torch.Tensor) -> torch.Tensor:
+    """``[pool_tokens, heads, dim]`` as ``[pages, 64, heads, dim]``; a last page that is not whole is left out."""
+    whole = pool.shape[0] // PAGE_SIZE
+    return pool[: whole * PAGE_SIZE].view(whole, PAGE_SIZE, *pool.shape[1:])
+
+
+def _rows(new: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rows of q that belong to the wanted requests."""
+    if not wanted.any():
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(np.repeat(wanted, new))
+
+
+class _Writer:
+    """Appends int32 arrays to a byte buffer."""
+
+    def __init__(self, buffer: np.ndarray, used: int) -> None:
+        self._buffer, self.used = buffer, used
+
+    def add(self, values: np.ndarray) -> int:
+        start = -(-self.used // _ALIGNMENT) * _ALIGNMENT
+        self.used = start + 4 * values.size
+        self._buffer[start : self.used].view(np.int32)[:] = values.ravel()
+        return start

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill steps on GPUs of compute capability 9.0: the C++ planner, Triton page selection, FlashInfer's sm90 kernel."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shplb.kernels.flashinfer_sm90 import Sm90Prefill
+from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
+from shplb.plan import ServingPlan
+from shplb.planner import CostModel, StepPlanner
+from shplb.sglang.batches import DensePart, Route, new_lens_of, prefix_lens_of, sub_batch
+from shplb.sglang.metadata import cut_query_blocks
+from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.trace import StepTrace
+from shplb.sparsity import num_pages
+
+
+class PagedEngine:
+    """Sends every request of a step the way that is predicted to end soonest: ours, or the base backend's."""
+
+    def __init__(
+        self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor, attention: Sm90Prefill,
+        trace_dir: Path | None, usual_new_tokens: int, cost: CostModel | None = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
+        model, device = plan.model, attention.device
+        keep_pages = plan.budget_table(max_tokens).pages
+
+        def planner(order: np.ndarray) -> StepPlanner:
+            return StepPlanner(
+                num_kv_heads=model.num_kv_heads,
+                head_dim=model.head_dim,
+                keep_pages=np.ascontiguousarray(keep_pages),
+                slot_groups=np.ascontiguousarray(order.reshape(model.num_layers, plan.tp_size, -1)),
+                rank=rank,
+                sink_pages=plan.rule.sink_pages,
+                local_pages=plan.rule.local_pages,
+                num_ctas=attention.num_ctas,
+                cost=cost,
+            )
+
+        placed = plan.physical_to_logical
+        straight = np.tile(np.arange(model.num_kv_heads, dtype=np.int32), (model.num_layers, 1))
+        # What stock sharding would make of the same step; predictions only.
+        self._contiguous = planner(straight) if plan.permutes else None
+        self._local_heads = plan.local_qo_heads(rank)
+        self._step: PagedStep | None = None
+        self._trace: StepTrace | None = None
+        self._lens: tuple[list[int], list[int]] = ([], [])
+        self.prefill = PagedPrefill(
+            planner(placed), attention, plan.rule,
+            num_list_heads=model.num_qo_heads // plan.tp_size, group_size=model.group_size, device=device,
+            usual_requests=64, usual_new_tokens=usual_new_tokens,
+        )  # fmt: skip
+
+    def begin(self, batch: Any) -> Route | None:
+        """Plan an extend batch; None: the base backend runs it.
+
+        Dummy batches of graph capture have no request ids; attention itself is never captured.
+        """
+        prefix, new = prefix_lens_of(batch), new_lens_of(batch)
+        self._step = self._trace = None
+        if not batch.rids or min(new) < 1:
+            return None
+        start = time.perf_counter_ns()
+        step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
+        STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)
+        self._count(step, prefix, new)
+        if step is None:
+            return None
+        self._step, self._lens = step, (prefix, new)
+        if self.trace_dir is not None:
+            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
+        dense = np.flatnonzero(step.plan.sparse == 0).tolist()
+        if step.dense_rows is None:
+            return Route()
+        return Route(DensePart(sub_batch(batch, dense), step.dense_rows))
+
+    def run(
+        self, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, layer: int, sm_scale: float,
+        out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Attention of the sparse requests into their rows of ``out``, ``[num_rows, local_qo_heads, head_dim]``."""
+        assert self._step is not None
+        observe = None
+        if self._trace is not None:
+
+            def observe(pages: torch.Tensor, scores: torch.Tensor) -> None:
+                self._add_to_trace(layer, pages, scores)
+
+        self.prefill.run(self._step, layer, q, k_pool, v_pool, sm_scale, out, observe)
+
+    def _count(self, step: PagedStep | None, prefix: list[int], new: list[int]) -> None:
+        """Count in (query row, key page) pairs of this rank, where a block counts as whole."""
+        model, rows = self.plan.model, self.plan.rule.query_block
+        per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
+        visible = [sum(num_pages(block.end_row) for block in cut_query_blocks([p], [n], rows))
+                   for p, n in zip(prefix, new, strict=True)]  # fmt: skip
+        causal = sum(visible) * per_layer
+        idle = np.zeros((model.num_layers, self.plan.tp_size), dtype=np.int64)
+        if step is None:
+            STEP_COUNTERS.add_step(dense=True, computed=causal, causal=causal, placed=idle, contiguous=idle)
+            return
+        dense = sum(pages for pages, sparse in zip(visible, step.plan.sparse.tolist(), strict=True) if not sparse)
+        placed = contiguous = step.plan.rank_makespan_ns
+        if self._contiguous is not None:
+            lens = np.array(prefix, dtype=np.int64), np.array(new, dtype=np.int64)
+            contiguous = self._contiguous.predict(*lens).rank_makespan_ns
+        computed = int(step.plan.list_pages.sum()) * rows + dense * per_layer
+        STEP_COUNTERS.add_step(dense=False, computed=computed, causal=causal, placed=placed, contiguous=contiguous)
+
+    def _add_to_trace(self, layer: int, pages: torch.Tensor, scores: torch.Tensor) -> None:
+        """Slow, and waits for the GPU: traces are for debugging."""
+        assert self._step is not None
+        assert self._trace is not None
+        plan = self._step.plan
+        indptr = self._step.words(int(plan.list_indptr_offset[layer]), plan.num_lists + 1).tolist()
+        sparse = plan.sparse.tolist()
+        blocks = [
+            block
+            for block in cut_query_blocks(*self._lens, self.plan.rule.query_block)
+            if sparse[block.request]
+        ]  # fmt: skip
+        heads = self._local_heads[layer].tolist()
+        for index, block in enumerate(blocks):
+            at = [head * plan.num_blocks + index for head in range(len(heads))]
+            kept = [pages[indptr[place] : indptr[place + 1]] for place in at]
+            self._trace.add(layer, heads, block, kept, scores[:, index, : num_pages(block.end_row)])
+        if layer == self.plan.model.num_layers - 1:
+            self._trace.write()

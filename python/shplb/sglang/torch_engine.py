@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill steps in plain torch: on machines without a GPU, and on GPUs without the sm90 kernel."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shplb.plan import ServingPlan
+from shplb.sglang.batches import Route, new_lens_of, prefix_lens_of
+from shplb.sglang.metadata import StepBudgets
+from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.tokens import token_slots
+from shplb.sglang.torch_prefill import TorchPrefill
+from shplb.sglang.trace import StepTrace
+
+
+class TorchEngine:
+    """Sparse wherever budgets say so, whatever it costs: this path is for right answers, not for speed."""
+
+    def __init__(self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor,
+                 trace_dir: Path | None) -> None:  # fmt: skip
+        self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
+        self.table = plan.budget_table(max_tokens)
+        self.prefill = TorchPrefill(plan.rule, plan.local_qo_heads(rank).tolist())
+        self._step: StepBudgets | None = None
+        self._slots: list[torch.Tensor] = []
+        self._trace: StepTrace | None = None
+
+    def begin(self, batch: Any) -> Route | None:
+        """Plan an extend batch; None: the base backend runs it."""
+        step = StepBudgets(self.table, prefix_lens_of(batch), new_lens_of(batch))
+        loads = step.group_loads(self.plan)
+        STEP_COUNTERS.add_step(
+            dense=step.dense,
+            computed=int(loads.sum()),
+            causal=step.causal_row_pages(self.plan),
+            placed=self.plan.rank_loads(loads),
+            contiguous=self.plan.rank_loads(loads, contiguous=True),
+        )
+        if step.dense:
+            return None
+        self._step, self._slots, self._trace = step, token_slots(self.req_to_token, batch), None
+        if self.trace_dir is not None:
+            rids = list(batch.rids or map(str, range(batch.batch_size)))
+            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, rids)
+        return Route()
+
+    def run(
+        self, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, layer: int, sm_scale: float,
+        out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Attention of all rows into ``out``, ``[num_rows, local_qo_heads, head_dim]``."""
+        assert self._step is not None
+        out.copy_(self.prefill.run(q, k_pool, v_pool, self._slots, self._step, layer, sm_scale, self._trace))
+        if self._trace is not None and layer == self.plan.model.num_layers - 1:
+            self._trace.write()

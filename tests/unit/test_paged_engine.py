@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU's way through a step, with Triton's interpreter and a stand-in kernel: equals the torch path of the CPU."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+
+from paged_attention import TorchPagedAttention
+from test_sparse_prefill import DIM, GROUP, HEADS, KV_HEADS, LAYERS, make_plan
+
+from shplb.planner import CostModel
+from shplb.sglang.backend import SparsePrefillMixin
+from shplb.sglang.batches import sub_batch
+from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.paged_engine import PagedEngine
+from shplb.sglang.torch_engine import TorchEngine
+from shplb.sglang.trace import read_trace
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the real kernel")
+
+
+def make_batch(prefix: list[int], new: list[int], seed: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(forward batch, req_to_token, k_pool, v_pool); pages of 64 follow each other within a request only."""
+    generator = torch.Generator().manual_seed(seed)
+    lens = [p + n for p, n in zip(prefix, new, strict=True)]
+    pages = [-(-n // 64) for n in lens]
+    order = (torch.randperm(sum(pages), generator=generator) + 1).split(pages)
+    table = torch.zeros(len(lens) + 1, max(pages) * 64, dtype=torch.int32)
+    for row, own in enumerate(order):
+        table[row + 1, : len(own) * 64] = (own[:, None] * 64 + torch.arange(64)).reshape(-1)
+    batch = SimpleNamespace(
+        batch_size=len(lens),
+        rids=[f"r{index}" for index in range(len(lens))],
+        extend_prefix_lens_cpu=prefix,
+        extend_seq_lens_cpu=new,
+        extend_prefix_lens=torch.tensor(prefix),
+        extend_seq_lens=torch.tensor(new),
+        seq_lens=torch.tensor(lens),
+        seq_lens_cpu=torch.tensor(lens),
+        req_pool_indices=torch.arange(1, len(lens) + 1),
+        out_cache_loc=torch.zeros(sum(new), dtype=torch.int64),
+        forward_mode=SimpleNamespace(is_extend_without_speculative=lambda: True),
+    )
+    k_pool, v_pool = torch.randn(2, (sum(pages) + 1) * 64, KV_HEADS, DIM, generator=generator)
+    return batch, table, k_pool, v_pool
+
+
+SPARSE_IS_FREE = CostModel(item_ns=0, kv_tile_ns=1, dense_kv_tile_ns=3000, layer_ns=0, select_pair_ps=0)
+
+
+def engine_of(kind: type, table: torch.Tensor, folder: Path | None = None, seed: int = 3) -> Any:
+    plan = make_plan(seed, 192)
+    if kind is TorchEngine:
+        return TorchEngine(plan, 0, 4096, table, folder)
+    # On so short a step the true costs would send all requests to the base.
+    return PagedEngine(plan, 0, 4096, table, TorchPagedAttention(), folder, 64, SPARSE_IS_FREE)
+
+
+@pytest.mark.parametrize(("prefix", "new"), [([0], [900]), ([640, 0], [333, 700])])
+def test_both_engines_agree(prefix: list[int], new: list[int], tmp_path: Path) -> None:
+    batch, table, k_pool, v_pool = make_batch(prefix, new, sum(new))
+    q = torch.randn(sum(new), HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
+    outs = []
+    for kind in (TorchEngine, PagedEngine):
+        STEP_COUNTERS.start(1)
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        engine = engine_of(kind, table, folder)
+        route = engine.begin(batch)
+        assert route is not None
+        assert route.dense is None
+        outs.append(torch.full_like(q, float("nan")))
+        for layer in range(LAYERS):
+            engine.run(q, k_pool, v_pool, layer, DIM**-0.5, outs[-1])
+        assert STEP_COUNTERS.sparse_steps == 1
+        assert 0 < STEP_COUNTERS.computed <= STEP_COUNTERS.causal
+    torch.testing.assert_close(outs[0], outs[1], atol=1e-4, rtol=1e-4)
+    mine, theirs = (read_trace(next((tmp_path / kind).iterdir())) for kind in ("PagedEngine", "TorchEngine"))
+    assert mine.keys() == theirs.keys()
+    for key, (pages, scores) in mine.items():
+        np.testing.assert_array_equal(pages, theirs[key][0])
+        np.testing.assert_allclose(scores, theirs[key][1], atol=2e-5, rtol=5e-3)
+
+
+class Base:
+    """A base backend that notes what it was given and answers with ones."""
+
+    def __init__(self, engine: Any, table: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor) -> None:
+        self.seen: list[Any] = []
+        self.shplb_engine = engine
+        self.req_to_token_pool = SimpleNamespace(req_to_token=table)
+        self.token_to_kv_pool = SimpleNamespace(
+            get_key_buffer=lambda layer: k_pool, get_value_buffer=lambda layer: v_pool
+        )
+
+    def init_forward_metadata(self, batch: Any) -> None:
+        self.seen.append(batch)
+
+    def forward_extend(self, q: Any, k: Any, v: Any, layer: Any, batch: Any, save: bool = True) -> torch.Tensor:
+        self.seen.append((q.shape, k.shape, batch, save))
+        return torch.ones(q.shape)
+
+
+class Backend(SparsePrefillMixin, Base):
+    pass
+
+
+LAYER = SimpleNamespace(
+    is_cross_attention=False, tp_q_head_num=HEADS, qk_head_dim=DIM, v_head_dim=DIM, layer_id=1, scaling=DIM**-0.5
+)
+
+
+def test_mixed_batches_are_shared_with_the_base() -> None:
+    prefix, new = [0, 2000, 640], [900, 1, 500]
+    batch, table, k_pool, v_pool = make_batch(prefix, new, 5)
+    engine = PagedEngine(make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), None, 64, SPARSE_IS_FREE)
+    backend = Backend(engine, table, k_pool, v_pool)
+    q = torch.randn(sum(new), HEADS * DIM, generator=torch.Generator().manual_seed(2)) * 2
+    kv = torch.zeros(sum(new), KV_HEADS, DIM)
+    backend.init_forward_metadata(batch)
+    out = backend.forward_extend(q, kv, kv, LAYER, batch, save_kv_cache=False)
+    part, (q_shape, k_shape, again, save) = backend.seen
+    assert part is again
+    assert not save
+    assert (part.extend_seq_lens_cpu, part.extend_prefix_lens_cpu) == ([1], [2000])
+    assert part.req_pool_indices.tolist() == [2]
+    assert part.seq_lens.tolist() == part.seq_lens_cpu.tolist() == [2001]
+    assert (q_shape, k_shape) == ((1, HEADS * DIM), (1, KV_HEADS, DIM))
+    assert torch.all(out[900] == 1)
+    rest = torch.cat([out[:900], out[901:]])
+    assert torch.isfinite(rest).all()
+    assert not torch.any(torch.all(rest == 1, dim=1))
+
+
+def test_short_steps_belong_to_the_base() -> None:
+    batch, table, k_pool, v_pool = make_batch([0, 64], [300, 200], 8)
+    STEP_COUNTERS.start(1)
+    backend = Backend(
+        PagedEngine(make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), None, 64), table, k_pool, v_pool
+    )
+    backend.init_forward_metadata(batch)
+    assert backend.seen == [batch]
+    assert backend.shplb_route is None
+    assert STEP_COUNTERS.dense_steps == 1
+
+
+def test_dummy_batches_belong_to_the_base() -> None:
+    batch, table, k_pool, v_pool = make_batch([0], [900], 6)
+    batch.rids = None
+    batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu = torch.tensor([900]), torch.tensor([0])
+    backend = Backend(engine_of(PagedEngine, table), table, k_pool, v_pool)
+    backend.init_forward_metadata(batch)
+    assert backend.seen == [batch]
+
+
+def test_sub_batch_leaves_the_batch_alone() -> None:
+    batch, *_ = make_batch([0, 64], [10, 20], 7)
+    batch._attn_output = "whole"
+    part = sub_batch(batch, [1])
+    assert (part.batch_size, part.extend_num_tokens, part.seq_lens_sum, part.rids) == (1, 20, 84, ["r1"])
+    assert part._attn_output is None
+    assert (batch.batch_size, batch._attn_output, batch.extend_seq_lens_cpu) == (2, "whole", [10, 20])
+    assert GROUP * KV_HEADS == HEADS
