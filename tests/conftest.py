@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests: real SmolLM2 weights, converted once and kept under .cache/tests."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -26,10 +27,24 @@ def pytest_configure() -> None:
     paths = [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models("llama")))
+    _load_triton_kernels()
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def _load_triton_kernels() -> None:
+    """Without a GPU, load our kernels for Triton's interpreter, which must be on while they are defined, and only then:
+    servers that tests start would see it, too."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for module in ("shplb.kernels.paged_prefill", "triton.experimental.gluon"):  # the latter on first use, else
+            importlib.import_module(module)
 
 
 def _other_models(kept: str) -> list[str]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU's way through a step, with Triton's interpreter and a stand-in kernel: equals the torch path of the CPU."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-
 from paged_attention import TorchPagedAttention
 from test_sparse_prefill import DIM, GROUP, HEADS, KV_HEADS, LAYERS, make_plan
 

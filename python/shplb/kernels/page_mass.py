@@ -19,7 +19,7 @@ import triton.language as tl
 from shplb.sparsity import PAGE_SIZE
 
 TILE_ROWS = 128
-_TILE_KEYS = 128
+_TILE_KEYS = 64
 _WARPS = 8
 _SLICE_KEYS = 1024  # pooled keys per program: enough programs for a chunk, too
 

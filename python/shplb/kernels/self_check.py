@@ -38,7 +38,7 @@ def checked_kernel(
         kernel = Sm90Prefill(dtype, model.head_dim, device)
         check_layout(kernel)
         check_sparse_step(kernel, plan.rule, *heads)
-        warm_up_widths(plan.rule, *heads, max_tokens, device)
+        warm_up_widths(plan.rule, heads[0], max_tokens, device)
         _checked[key] = kernel
     return _checked[key]
 
@@ -147,9 +147,7 @@ def _worst_error(
     return worst
 
 
-def warm_up_widths(
-    rule: SparsityRule, num_qo_heads: int, num_kv_heads: int, max_tokens: int, device: torch.device
-) -> None:
+def warm_up_widths(rule: SparsityRule, num_qo_heads: int, max_tokens: int, device: torch.device) -> None:
     """Compile the top-k kernel for every width up to the context's; the other kernels don't depend on lengths."""
     empty = torch.zeros(num_qo_heads + 1, dtype=torch.int32, device=device)
     width = 32

@@ -89,5 +89,5 @@ def top_pages(
         req_to_token, req_to_token.stride(0), req_indices, out,
         num_blocks, max_pages, rule.sink_pages, rule.local_pages,
         HEADS=num_qo_heads // num_list_heads, PAGE=PAGE_SIZE, WIDTH=width, PHYSICAL=physical,
-        num_warps=min(max(width // 2048, 1), 16),
+        num_warps=min(max(width // 512, 1), 16),
     )  # fmt: skip
