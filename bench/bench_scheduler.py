@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and quality of the scheduling core against its baselines, on one thread: writes bench/results/scheduler.json.
+"""Speed and quality of the scheduling core against its baselines, on one thread (steps also on up to four): writes bench/results/scheduler.json.
 
     python bench/bench_scheduler.py [--out FILE] [--plan PLAN] [--instances 2000]
 
@@ -10,6 +10,7 @@ hold on any machine; absolute times are those of the machine named in the file.
 import argparse
 import ctypes
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -161,7 +162,9 @@ def bench_flashinfer_python() -> dict | None:
     return timed(lambda: (max(lengths), max(lengths)), 20) | {"num_lists": 4096}
 
 
-def make_planner(layers: int, qo_heads: int, kv_heads: int, ranks: int, rng: np.random.Generator) -> StepPlanner:
+def make_planner(
+    layers: int, qo_heads: int, kv_heads: int, ranks: int, rng: np.random.Generator, num_threads: int = 1
+) -> StepPlanner:
     visible = np.arange(2049)
     density = np.clip(rng.lognormal(np.log(0.08), 1, (layers, qo_heads, 1)), 0.005, 1)
     keep = np.clip(np.ceil(density * visible), np.minimum(4, visible), visible).astype(np.int32)
@@ -174,12 +177,15 @@ def make_planner(layers: int, qo_heads: int, kv_heads: int, ranks: int, rng: np.
         rank=0,
         num_ctas=NUM_CTAS,
         cost=CostModel(),
+        num_threads=num_threads,
     )
 
 
 def bench_steps(rng: np.random.Generator) -> list[dict]:
     rows = []
     planner = make_planner(32, 32, 8, 2, rng)
+    threads = min(4, len(os.sched_getaffinity(0)))
+    crew = make_planner(32, 32, 8, 2, np.random.default_rng(SEED), threads)
     for name, prefix, new in (("chunk_8192_on_122880", 122880, 8192), ("whole_131072", 0, 131072)):
         prefix_lens, new_lens = np.array([prefix]), np.array([new])
         out = aligned(planner.buffer_bytes(1, new))
@@ -195,6 +201,7 @@ def bench_steps(rng: np.random.Generator) -> list[dict]:
                 "cta_makespan_over_prediction": round(work, 5),
                 "predict": timed(lambda p=prefix_lens, n=new_lens: planner.predict(p, n), 100),
                 **step,
+                f"{threads} threads": timed(lambda p=prefix_lens, n=new_lens, o=out: crew.plan(p, n, o), 100),
             }
         )
     decoder = make_planner(80, 64, 8, 8, rng)

@@ -23,7 +23,8 @@ std::unique_ptr<PyStepPlanner> Make(std::int64_t num_kv_heads, std::int64_t head
                                     const py::object& keep_pages, const py::object& slot_groups,
                                     std::int64_t rank, std::int64_t sink_pages,
                                     std::int64_t local_pages, bool shared_lists,
-                                    std::int64_t num_ctas, const CostModel& cost) {
+                                    std::int64_t num_ctas, const CostModel& cost,
+                                    std::int64_t num_threads) {
   const py::array keep = RequireArray<std::int32_t>(keep_pages, "keep_pages", 3);
   const py::array slots = RequireArray<std::int32_t>(slot_groups, "slot_groups", 3);
   RequireShape(slots, "slot_groups", {keep.shape(0), slots.shape(1), slots.shape(2)});
@@ -43,6 +44,7 @@ std::unique_ptr<PyStepPlanner> Make(std::int64_t num_kv_heads, std::int64_t head
   config.shared_lists = shared_lists;
   config.num_ctas = num_ctas;
   config.cost = cost;
+  config.num_threads = num_threads;
   const py::gil_scoped_release release;
   return std::make_unique<PyStepPlanner>(config);
 }
@@ -153,7 +155,7 @@ void BindStepPlanner(py::module_& m) {
       .def(py::init(&Make), py::kw_only(), py::arg("num_kv_heads"), py::arg("head_dim"),
            py::arg("keep_pages"), py::arg("slot_groups"), py::arg("rank"),
            py::arg("sink_pages") = 1, py::arg("local_pages") = 1, py::arg("shared_lists") = false,
-           py::arg("num_ctas") = 132, py::arg("cost") = CostModel{})
+           py::arg("num_ctas") = 132, py::arg("cost") = CostModel{}, py::arg("num_threads") = 1)
       .def(
           "buffer_bytes",
           [](const PyStepPlanner& self, std::int64_t num_requests, std::int64_t num_new_tokens) {

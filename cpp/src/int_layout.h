@@ -11,7 +11,9 @@ namespace shplb::internal {
 /// With an empty buffer it only measures.
 class IntLayout {
  public:
-  explicit IntLayout(std::span<std::byte> buffer = {}) : buffer_(buffer) {}
+  /// start: bytes in use, a multiple of 16.
+  explicit IntLayout(std::span<std::byte> buffer = {}, std::int64_t start = 0)
+      : buffer_(buffer), used_(start) {}
 
   /// Byte offset of an array of `count` int32.
   std::int64_t Add(std::int64_t count) {
@@ -28,7 +30,7 @@ class IntLayout {
 
  private:
   std::span<std::byte> buffer_;
-  std::int64_t used_ = 0;
+  std::int64_t used_;
 };
 
 }  // namespace shplb::internal

@@ -100,6 +100,7 @@ void Validate(const StepPlannerConfig& c) {
   RequireInRange("sink_pages", c.sink_pages, 0, kMaxStepPages);
   RequireInRange("local_pages", c.local_pages, 0, kMaxStepPages);
   RequireInRange("num_ctas", c.num_ctas, 1, kMaxPlanCtas);
+  RequireInRange("num_threads", c.num_threads, 1, 64);
   Validate(c.cost);
   CheckExtent(c);
   CheckKeepPages(c);

@@ -129,6 +129,7 @@ class StepPlanner:
         shared_lists: bool = False,
         num_ctas: int = 132,
         cost: CostModel = ...,
+        num_threads: int = 1,
     ) -> None: ...
     def buffer_bytes(self, num_requests: int, num_new_tokens: int) -> int: ...
     def plan(

@@ -41,6 +41,7 @@ class StepPlanner:
         shared_lists: bool = False,
         num_ctas: int = 132,
         cost: CostModel | None = None,
+        num_threads: int = 1,
     ) -> None:
         """Check and tabulate. O(layers * (heads + ranks) * max_pages) time; tables of about 24 bytes per
         (layer, rank, page).
@@ -58,6 +59,8 @@ class StepPlanner:
             shared_lists: one page list per KV group, as long as its longest head's, instead of one per query head.
             num_ctas: streaming multiprocessors of the GPU.
             cost: rates of this GPU; default: measured on an H200.
+            num_threads: threads that plan layers side by side, the calling one counted in, 1 to 64; they sleep
+                between steps. The plan does not depend on it.
 
         Raises:
             InvalidArgument: names the argument, got and expected.
@@ -73,6 +76,7 @@ class StepPlanner:
             shared_lists=shared_lists,
             num_ctas=num_ctas,
             cost=CostModel() if cost is None else cost,
+            num_threads=num_threads,
         )
 
     def buffer_bytes(self, num_requests: int, num_new_tokens: int) -> int:

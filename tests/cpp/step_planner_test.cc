@@ -56,6 +56,28 @@ TEST(StepPlanner, AllocatesNothingOnceWarm) {
   EXPECT_EQ(allocations - before, 0);
 }
 
+TEST(StepPlanner, ThreadsWriteTheSameBytes) {
+  sample::Model model = sample::MakeModel(7, 5, 4, 2, 2048, true, 1);
+  StepPlanner alone(model.config);
+  model.config.num_threads = 4;
+  StepPlanner crew(model.config);
+  const Lengths prefix{100'000, 0, 64}, fresh{8192, 3000, 1};
+  for (int step = 0; step < 50; ++step) {
+    const Lengths some(fresh.begin(), fresh.begin() + step % 3 + 1);
+    const Lengths old(prefix.begin(), prefix.begin() + step % 3 + 1);
+    const auto size = static_cast<std::size_t>(alone.BufferBytes(3, 11193));
+    std::vector<std::byte> one(size), other(size);
+    StepPlan first, second;
+    alone.Plan(old, some, StepMode::kSparse, one, &first);
+    crew.Plan(old, some, StepMode::kSparse, other, &second);
+    EXPECT_EQ(one, other);
+    EXPECT_EQ(first.plan_info, second.plan_info);
+    EXPECT_EQ(first.list_indptr_offset, second.list_indptr_offset);
+    EXPECT_EQ(first.cta_makespan_ns, second.cta_makespan_ns);
+    EXPECT_EQ(first.num_bytes, second.num_bytes);
+  }
+}
+
 TEST(StepPlanner, BufferBytesSuffice) {
   const sample::Model model = sample::MakeModel(2, 4, 2, 2, 64, false, 2);
   StepPlanner planner(model.config);

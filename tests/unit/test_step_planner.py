@@ -249,6 +249,8 @@ def test_decode_loads_add_up():
         ({"head_dim": 80}, "head_dim: got 80"),
         ({"rank": 2}, r"rank: got 2, expected a value in \[0, 1\]"),
         ({"num_ctas": 0}, "num_ctas: got 0"),
+        ({"num_threads": 0}, "num_threads: got 0"),
+        ({"num_threads": 65}, "num_threads: got 65"),
         ({"sink_pages": -1}, "sink_pages: got -1"),
         ({"keep_pages": np.zeros((2, 16, 11), np.int32)}, r"keep_pages\[0, 0, 1\]: got 0, expected 1 to 1"),
         ({"keep_pages": np.full((2, 16, 11), 3, np.int32)}, r"keep_pages\[0, 0, 0\]: got 3, expected 0"),
@@ -290,6 +292,17 @@ def test_bad_batch_is_named(prefix, new, message):
         planner.plan(np.array(prefix, np.int64), np.array(new, np.int64), aligned(1 << 20))
     good = planner.plan(np.array([0]), np.array([64]), aligned(1 << 20))
     assert good.dense_ns > 0
+
+
+def test_plan_does_not_depend_on_threads():
+    prefix, new = np.array([4096, 122880]), np.array([3000, 8192])
+    written = []
+    for threads in (1, 4):
+        planner = planner_of(num_threads=threads)
+        out = aligned(planner.buffer_bytes(2, 11192))
+        plan = planner.plan(prefix, new, out, "sparse")
+        written.append((out[: plan.num_bytes].tobytes(), plan.plan_info.tolist(), plan.list_pages.tolist()))
+    assert written[0] == written[1]
 
 
 def test_buffer_too_small_is_named():

@@ -12,8 +12,8 @@
 
 namespace shplb {
 
-/// kAuto: per request, whichever is predicted to end sooner; a single new token, which decodes, stays
-/// on the stock path.
+/// kAuto: per request, whichever is predicted to end sooner; a single new token, which decodes,
+/// stays on the stock path.
 enum class StepMode { kAuto, kSparse, kDense };
 
 /// What stays the same from step to step. Spans are only read by the constructor.
@@ -36,6 +36,7 @@ struct StepPlannerConfig {
   std::int64_t local_pages = 1;  // pages before the diagonal ones, always kept
   bool shared_lists = false;     // one list per KV group (the longest of its heads), not per head
   std::int64_t num_ctas = 132;
+  std::int64_t num_threads = 1;  // that plan layers, the caller's counted in; at most 64
   CostModel cost;
 };
 
@@ -70,7 +71,8 @@ struct StepPlan {
 };
 
 /// Plans prefill steps on the CPU before the GPU starts them. Equal configuration and batch give
-/// equal decisions on every rank. Plan() uses scratch memory: one planner per thread.
+/// equal decisions on every rank. Plan() uses scratch memory: one planner per calling
+/// thread.
 class StepPlanner {
  public:
   explicit StepPlanner(const StepPlannerConfig& config);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill steps on GPUs of compute capability 9.0: the C++ planner, Triton page selection, FlashInfer's sm90 kernel."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from shplb.sglang.metadata import cut_query_blocks
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.trace import StepTrace
 from shplb.sparsity import num_pages
+
+
+def planning_threads(tp_size: int) -> int:
+    """Threads of one rank's planner: a few, and never more than this rank's part of the cores can run."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) // (2 * tp_size)))
 
 
 class PagedEngine:
@@ -41,6 +47,7 @@ class PagedEngine:
                 local_pages=plan.rule.local_pages,
                 num_ctas=attention.num_ctas,
                 cost=cost,
+                num_threads=planning_threads(plan.tp_size),
             )
 
         placed = plan.physical_to_logical
