@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and quality of the scheduling core against its baselines, on one thread (steps also on up to four): writes bench/results/scheduler.json.
+"""Speed and quality of the scheduling core against its baselines, on one thread, steps also on up to four.
+
+Writes bench/results/scheduler.json.
 
     python bench/bench_scheduler.py [--out FILE] [--plan PLAN] [--instances 2000]
 

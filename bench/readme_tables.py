@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 
+_STEPS = ("whole-131072", "chunk-8192-on-122880")
 _BUDGETS = {
     "dense": "dense (stock SGLang)",
     "uniform": "uniform",
@@ -36,7 +37,42 @@ def quality_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality_table}
+def serving_table(result: dict[str, Any]) -> str:
+    """Time to first token of stock and S-HPLB, the fastest prompt of each point; a first prompt may still warm up."""
+    best = {(row["variant"], row["input_tokens"], row["concurrency"]): row for row in result["rows"]}
+    stock = next(row["variant"] for row in result["rows"] if not row["variant"].startswith("shplb"))
+    lines = [
+        f"| prompt tokens, {len(result['gpus'])} x {result['device']} | stock ({stock}) | S-HPLB | times faster "
+        "| attention computed |",
+        "|---|---|---|---|---|",
+    ]
+    for (variant, tokens, clients), row in best.items():
+        if variant != "shplb" or clients != 1:
+            continue
+        theirs, ours = min(best[stock, tokens, clients]["ttft_ms"]), min(row["ttft_ms"])
+        lines.append(f"| {tokens} | {theirs:.0f} ms | {ours:.0f} ms | {theirs / ours:.2f} | {row['density']:.3f} |")
+    return "\n".join(lines)
+
+
+def attention_table(result: dict[str, Any]) -> str:
+    """One layer's attention: dense, ours, and what ours would be without the balance inside the GPU."""
+    lines = [
+        f"| one layer, 16 query and 4 KV heads, {result['device']} | density | attention | page selection | TFLOP/s |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["results"]:
+        step, length = row["step"].split("-", 1)
+        where = {"whole": f"{length} tokens", "chunk": f"chunk of {length.replace('-on-', ' after ')}"}[step]
+        if row["step"] not in _STEPS or "note" in row or "KV group" in row["variant"]:
+            continue
+        attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
+        select = f"{row['select_ms']:.2f} ms" if "select_ms" in row else ""
+        cells = (f"{where}: {row['variant']}", f"{row['density']:.3g}", attention, select, f"{row['tflops']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {"quality": quality_table, "serving": serving_table, "attention": attention_table}
 
 
 def render(readme: str) -> str:
