@@ -187,7 +187,7 @@ def run(*arguments: str) -> Any:
 
 def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = [Finding("GPU", "ok", "one [bold]"), Finding("GPU", "note", "two")]
-    monkeypatch.setattr("shplb.diagnosis.examine", lambda model_path, tp: findings)
+    monkeypatch.setattr("shplb.diagnosis.examine", lambda model_path, tp, prebuild: findings)
     done = run()
     assert done.exit_code == 0
     assert "one [bold]" in done.output

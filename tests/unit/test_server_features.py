@@ -3,6 +3,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,3 +75,18 @@ def test_every_row_is_tested_and_names_real_fields() -> None:
         assert all(flag[2:].replace("-", "_") in defaults for flag in flags), advice
     for fields in _ON:
         assert set(fields) <= set(defaults)
+
+
+def test_base_backends_that_can_be_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shplb.sglang.server_args import _check_base_backend
+
+    def args(chosen: str | None, prefill: str | None = None, device: str = "cuda") -> SimpleNamespace:
+        return SimpleNamespace(device=device, attention_backend=chosen, prefill_attention_backend=prefill)
+
+    for good in (args("fa3"), args("flashinfer"), args("trtllm_mha", "fa3"), args("torch_native", device="cpu")):
+        _check_base_backend(good)
+    with pytest.raises(StartRefusedError, match=r"takes the attention backend trtllm_mha.*--attention-backend flashinf"):
+        _check_base_backend(args("trtllm_mha"))
+    monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
+    with pytest.raises(StartRefusedError, match="layout of the KV pool; unset it"):
+        _check_base_backend(args("fa3"))

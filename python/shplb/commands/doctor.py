@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,9 @@ def doctor(
         str | None, typer.Option(help="Model folder: also say what would be refused about it.", show_default=False)
     ] = None,
     tp: Annotated[int, typer.Option(help="Ranks that would serve it.")] = 1,
+    prebuild: Annotated[
+        bool, typer.Option("--prebuild", help="Compile the model's GPU kernel now (about 90 s), not at the first start.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check versions, patch, plugin, GPUs and cached plans. Exit code 0 if all is well, 1 if something must be done.
@@ -31,7 +35,11 @@ def doctor(
 
     if tp < 1:
         raise ValueError(f"--tp is {tp}, expected one rank or more.")
-    findings = examine(model_path, tp)
+    if prebuild and model_path is None:
+        raise ValueError("--prebuild compiles the kernel of one model; give it with --model-path.")
+    waiting = Console(stderr=True).status("compiling the GPU kernel, where needed") if prebuild else nullcontext()
+    with waiting:
+        findings = examine(model_path, tp, prebuild=prebuild)
     healthy = all(finding.level != "problem" for finding in findings)
     if as_json:
         typer.echo(json.dumps({"ok": healthy, "findings": [dataclasses.asdict(f) for f in findings]}, indent=1))

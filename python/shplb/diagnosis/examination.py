@@ -8,16 +8,17 @@ from shplb.diagnosis.finding import Finding
 Probe = Callable[[], list[Finding]]
 
 
-def examine(model_path: str | None = None, tp_size: int = 1) -> list[Finding]:
+def examine(model_path: str | None = None, tp_size: int = 1, *, prebuild: bool = False) -> list[Finding]:
     """Run every probe.
 
     Args:
         model_path: a Hugging Face folder, or the name of a model that was downloaded, to check too; no weights are
             loaded, only sampled for the fingerprint.
         tp_size: ranks that would serve it.
+        prebuild: compile the kernel that the model needs, where it is not in FlashInfer's cache.
     """
     findings: list[Finding] = []
-    for area, probe in _probes(model_path, tp_size):
+    for area, probe in _probes(model_path, tp_size, prebuild):
         try:
             findings += probe()
         except Exception as error:
@@ -27,7 +28,7 @@ def examine(model_path: str | None = None, tp_size: int = 1) -> list[Finding]:
     return findings
 
 
-def _probes(model_path: str | None, tp_size: int) -> Iterator[tuple[str, Probe]]:
+def _probes(model_path: str | None, tp_size: int, prebuild: bool) -> Iterator[tuple[str, Probe]]:
     # Imports stay inside the probes: a dependency that is missing must cost its own line only.
     def versions() -> list[Finding]:
         from shplb.diagnosis.versions import check_versions
@@ -59,5 +60,10 @@ def _probes(model_path: str | None, tp_size: int) -> Iterator[tuple[str, Probe]]
 
         return [] if model_path is None else check_model(model_path, tp_size)
 
+    def kernel() -> list[Finding]:
+        from shplb.diagnosis.kernel import check_kernel
+
+        return [] if model_path is None else check_kernel(model_path, prebuild=prebuild)
+
     yield from (("versions", versions), ("patch", patch), ("plugin", plugin), ("devices", devices), ("cache", cache))
-    yield "model", model
+    yield from (("model", model), ("kernel", kernel))

@@ -65,6 +65,9 @@ class SparsePrefillMixin:
         self.shplb_route: Route | None = None
         STEP_COUNTERS.start(
             self.shplb_plan.tp_size,
+            export=args.enable_metrics,
+            rank=runner.tp_rank,
+            labels={"model_name": args.served_model_name, **(args.extra_metric_labels or {})},
             plan=args.shplb_plan,
             plan_hash=self.shplb_plan.hash,
             page_size=runner.page_size if hasattr(runner, "page_size") else args.page_size,

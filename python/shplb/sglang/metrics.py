@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters of one rank, shown in ``/server_info``. A bench reads them to be sure that the sparse path ran."""
+"""Counters of one rank, shown in ``/server_info`` and, with ``--enable-metrics``, at ``/metrics``.
 
-from typing import Any
+A bench reads them to be sure that the sparse path ran.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from shplb.sglang.prometheus import StepExporter
 
 
 class LayerLoads:
@@ -43,12 +50,28 @@ class StepCounters:
         self.plan_ns = 0
         self.placed = LayerLoads(1)
         self.contiguous = LayerLoads(1)
+        self.exporter: StepExporter | None = None
 
-    def start(self, tp_size: int, **facts: Any) -> None:
-        """Reset for a server of ``tp_size`` ranks; ``facts`` (builtins) are shown as they are."""
+    def start(
+        self,
+        tp_size: int,
+        *,
+        export: bool = False,
+        rank: int = 0,
+        labels: Mapping[str, object] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Reset for a server of ``tp_size`` ranks; ``facts`` (builtins) are shown as they are.
+
+        ``export``: to Prometheus too after every step, as ``rank`` and with ``labels``.
+        """
         self.__init__()  # type: ignore[misc]
         self.facts = facts
         self.placed, self.contiguous = LayerLoads(tp_size), LayerLoads(tp_size)
+        if export:
+            from shplb.sglang.prometheus import make_exporter
+
+            self.exporter = make_exporter(rank, labels or {})
 
     def add_step(
         self,
@@ -66,6 +89,8 @@ class StepCounters:
         self.causal += causal
         self.placed.add(placed)
         self.contiguous.add(contiguous)
+        if self.exporter is not None:
+            self.exporter.update(self)
 
     def add_plan_ns(self, plan_ns: int) -> None:
         """CPU time that planning one step took before the GPU could be given its work."""

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The counters of one rank at ``/metrics``, beside SGLang's own, for servers with ``--enable-metrics``.
+
+SGLang sets ``PROMETHEUS_MULTIPROC_DIR`` before it starts its schedulers: what a process writes into that folder is
+served by the main process. prometheus_client reads the variable when it is imported, hence no import at module level.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shplb.sglang.metrics import StepCounters
+
+
+class StepExporter:
+    """Writes the sums of :class:`~shplb.sglang.metrics.StepCounters` after every prefill step.
+
+    ``tp_rank`` is a label as of SGLang's own metrics. Two differ: of the rank loads, which all ranks predict alike, a
+    rank writes its own, labelled ``rank``, and balancedness belongs to no rank.
+    """
+
+    def __init__(self, rank: int, labels: Mapping[str, object]) -> None:
+        """``labels``: of every series, ranks apart."""
+        from prometheus_client import Counter, Gauge
+
+        self.rank = rank
+        of_rank = {**labels, "tp_rank": rank}
+
+        # No registry: the folder is what counts, and a registry takes a name once though a process may start several
+        # servers. Kept are the children: to look up labels costs more than to set a value.
+        def gauge(name: str, text: str, labels: Mapping[str, object]) -> Gauge:
+            made = Gauge(name, text, list(labels), registry=None, multiprocess_mode="mostrecent")
+            return made.labels(**labels) if labels else made
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, list(of_rank), registry=None).labels(**of_rank)
+
+        self._density = gauge("shplb_density", "Computed over causal attention work, all prefill steps.", of_rank)
+        self._load_share = gauge(
+            "shplb_rank_load_share", "Predicted load of a rank over the mean rank's.", {**labels, "rank": rank}
+        )
+        self._balancedness = gauge(
+            "shplb_balancedness", "Mean over max of predicted rank loads, layer by layer; 1 is balanced.", labels
+        )
+        self._sparse_steps = counter("shplb_sparse_steps_total", "Prefill steps with sparse attention.")
+        self._dense_steps = counter("shplb_dense_steps_total", "Prefill steps left to the base backend.")
+        self._plan_seconds = counter("shplb_plan_seconds_total", "CPU time of planning prefill steps.")
+        self._seen = (0, 0, 0)
+
+    def update(self, counters: "StepCounters") -> None:
+        """At most five writes to mapped memory, since it is called in every step."""
+        sparse, dense, plan_ns = self._seen
+        self._seen = (counters.sparse_steps, counters.dense_steps, counters.plan_ns)
+        if counters.plan_ns > plan_ns:
+            self._plan_seconds.inc((counters.plan_ns - plan_ns) * 1e-9)
+        if counters.causal:
+            self._density.set(counters.computed / counters.causal)
+        if counters.dense_steps > dense:
+            self._dense_steps.inc(counters.dense_steps - dense)
+        if counters.sparse_steps == sparse:
+            return
+        self._sparse_steps.inc(counters.sparse_steps - sparse)
+        loads = counters.placed.ranks.tolist()
+        if total := sum(loads):
+            self._load_share.set(loads[self.rank] * len(loads) / total)
+            self._balancedness.set(1.0 / counters.placed.imbalance)
+
+
+def make_exporter(rank: int, labels: Mapping[str, object]) -> StepExporter | None:
+    """None without prometheus_client, which SGLang needs for its own metrics only."""
+    try:
+        return StepExporter(rank, labels)
+    except ImportError:
+        return None
