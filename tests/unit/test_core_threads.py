@@ -10,12 +10,12 @@ from step_reference import aligned
 from shplb import StepPlanner, place_heads
 
 
-def make_planner(rank=0):
+def make_planner(rank=0, **options):
     visible = np.arange(2049)
     density = np.clip(np.random.default_rng(0).lognormal(np.log(0.1), 1, (16, 16, 1)), 0.005, 1)
     keep = np.clip(np.ceil(density * visible), np.minimum(4, visible), visible).astype(np.int32)
     slots = np.tile(np.arange(4, dtype=np.int32).reshape(1, 2, 2), (16, 1, 1))
-    return StepPlanner(num_kv_heads=4, head_dim=128, keep_pages=keep, slot_groups=slots, rank=rank)
+    return StepPlanner(num_kv_heads=4, head_dim=128, keep_pages=keep, slot_groups=slots, rank=rank, **options)
 
 
 def run_threads(work, count):
@@ -86,3 +86,14 @@ def test_threads_that_share_a_planner_wait_for_each_other():
 
     run_threads(work, 4)
     assert len({b.tobytes() for b in buffers}) == 1
+
+
+def test_plan_does_not_depend_on_threads():
+    prefix, new = np.array([4096, 122880]), np.array([3000, 8192])
+    written = []
+    for threads in (1, 4):
+        planner = make_planner(num_threads=threads)
+        out = aligned(planner.buffer_bytes(2, 11192))
+        plan = planner.plan(prefix, new, out, "sparse")
+        written.append((out[: plan.num_bytes].tobytes(), plan.plan_info.tolist(), plan.list_pages.tolist()))
+    assert written[0] == written[1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`shplb doctor` and the sm90 module: in the cache, compiled ahead of time, or what is in the way; all without a GPU."""
+"""`shplb doctor` and the sm90 module: in the cache, compiled ahead of time, or what is in the way; without a GPU."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ import os, pathlib, sys
 class Spec:
     def __init__(self, *recipe):
         arch = os.environ.get("FLASHINFER_CUDA_ARCH_LIST", "seen")
-        self.path = pathlib.Path(os.environ["FAKE_CACHE"]) / f"{recipe[0]}-{recipe[1]}-{recipe[5]}-{arch}.so"
+        self.path = pathlib.Path(os.environ["FAKE_CACHE"]) / arch / f"{recipe[0]}-{recipe[1]}-{recipe[5]}" / "a.so"
         self.is_compiled = self.path.exists()
 
     def get_library_path(self):
@@ -46,6 +46,7 @@ class Spec:
         print("noise", file=sys.stderr)
         if os.environ.get("FAKE_BUILD"):
             raise RuntimeError("Ninja build failed.\\n" + os.environ["FAKE_BUILD"])
+        self.path.parent.mkdir(parents=True)
         self.path.touch()
 
 gen_batch_prefill_module = Spec
@@ -104,9 +105,9 @@ def test_first_start_and_ahead_of_time(machine: Machine, tmp_path: Path) -> None
     assert not list((tmp_path / "cache").iterdir())
     assert check(tmp_path, prebuild=True).level == "ok"
     # In the folder that FlashInfer itself takes for the GPUs of this machine.
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fa3-bfloat16-64-seen.so"]
+    assert (tmp_path / "cache" / "seen" / "fa3-bfloat16-64" / "a.so").exists()
     found = check(tmp_path)
-    assert (found.level, "fa3-bfloat16-64-seen.so" in found.text) == ("ok", True)
+    assert (found.level, found.text.endswith(f"is compiled, in {tmp_path / 'cache' / 'seen'}")) == ("ok", True)
     assert check(tmp_path, torch_dtype="float16").level == "note"  # another module
 
 
@@ -116,9 +117,9 @@ def test_ahead_of_time_on_another_machine(
 ) -> None:
     machine(*capabilities, nvcc=True)
     assert check(tmp_path, prebuild=True, head_dim=128).level == "ok"
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["fa3-bfloat16-128-9.0a.so"]
+    assert (tmp_path / "cache" / "9.0a" / "fa3-bfloat16-128" / "a.so").exists()
     monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", "8.0 9.0a")
-    assert "8.0 9.0a.so" in check(tmp_path, prebuild=True).text
+    assert check(tmp_path, prebuild=True).text.endswith("8.0 9.0a")
 
 
 def test_without_a_compiler(machine: Machine, tmp_path: Path) -> None:
@@ -130,7 +131,9 @@ def test_without_a_compiler(machine: Machine, tmp_path: Path) -> None:
         assert found.level == "problem"
         assert found.text.endswith("is not compiled and can't be, since nvcc is missing")
         assert found.fix == "install the CUDA toolkit and set CUDA_HOME to its folder"
-    (tmp_path / "cache" / "fa3-bfloat16-64-seen.so").touch()
+    library = tmp_path / "cache" / "seen" / "fa3-bfloat16-64" / "a.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
     machine("9.0", nvcc=False)
     assert check(tmp_path).level == "ok"
 

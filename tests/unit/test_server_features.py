@@ -85,7 +85,7 @@ def test_base_backends_that_can_be_wrapped(monkeypatch: pytest.MonkeyPatch) -> N
 
     for good in (args("fa3"), args("flashinfer"), args("trtllm_mha", "fa3"), args("torch_native", device="cpu")):
         _check_base_backend(good)
-    with pytest.raises(StartRefusedError, match=r"takes the attention backend trtllm_mha.*--attention-backend flashinf"):
+    with pytest.raises(StartRefusedError, match="takes the attention backend trtllm_mha here"):
         _check_base_backend(args("trtllm_mha"))
     monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     with pytest.raises(StartRefusedError, match="layout of the KV pool; unset it"):

@@ -294,17 +294,6 @@ def test_bad_batch_is_named(prefix, new, message):
     assert good.dense_ns > 0
 
 
-def test_plan_does_not_depend_on_threads():
-    prefix, new = np.array([4096, 122880]), np.array([3000, 8192])
-    written = []
-    for threads in (1, 4):
-        planner = planner_of(num_threads=threads)
-        out = aligned(planner.buffer_bytes(2, 11192))
-        plan = planner.plan(prefix, new, out, "sparse")
-        written.append((out[: plan.num_bytes].tobytes(), plan.plan_info.tolist(), plan.list_pages.tolist()))
-    assert written[0] == written[1]
-
-
 def test_buffer_too_small_is_named():
     planner = planner_of()
     with pytest.raises(InvalidArgument, match="out: got 64 bytes, expected at least"):

@@ -23,7 +23,8 @@ def doctor(
     ] = None,
     tp: Annotated[int, typer.Option(help="Ranks that would serve it.")] = 1,
     prebuild: Annotated[
-        bool, typer.Option("--prebuild", help="Compile the model's GPU kernel now (about 90 s), not at the first start.")
+        bool,
+        typer.Option("--prebuild", help="Compile the model's GPU kernel now (about 90 s), not at the first start."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

@@ -122,7 +122,7 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     trace_dir = Path(args.shplb_trace) if args.shplb_trace else None
     req_to_token = runner.req_to_token_pool.req_to_token
     device = req_to_token.device
-    if is_sm90(device) and runner.kv_cache_dtype in DTYPES:
+    if is_sm90(device) and runner.dtype == runner.kv_cache_dtype and runner.dtype in DTYPES:
         try:
             attention = checked_kernel(runner.kv_cache_dtype, plan, runner.tp_rank, max_tokens, device)
         except KernelUnavailableError as error:
@@ -131,8 +131,8 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
         return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk)
     if device.type == "cuda":
         logger.warning(
-            "S-HPLB: no sm90 kernel for %s and %s; sparse layers run in plain torch, which is slow",
-            torch.cuda.get_device_name(device), runner.kv_cache_dtype,
+            "S-HPLB: no sm90 kernel for %s and %s over a %s KV cache; sparse layers run in plain torch, which is slow",
+            torch.cuda.get_device_name(device), runner.dtype, runner.kv_cache_dtype,
         )  # fmt: skip
     return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
 

@@ -60,10 +60,11 @@ class StepExporter:
         if counters.sparse_steps == sparse:
             return
         self._sparse_steps.inc(counters.sparse_steps - sparse)
-        loads = counters.placed.ranks.tolist()
+        placed = counters.placed
+        loads = placed.ranks.tolist()  # sums of short lists are quicker than numpy's
         if total := sum(loads):
             self._load_share.set(loads[self.rank] * len(loads) / total)
-            self._balancedness.set(1.0 / counters.placed.imbalance)
+            self._balancedness.set(total / (placed.slowest * len(loads)))
 
 
 def make_exporter(rank: int, labels: Mapping[str, object]) -> StepExporter | None:
