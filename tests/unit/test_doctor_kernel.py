@@ -155,7 +155,7 @@ def test_float32(machine: Machine, tmp_path: Path, config: dict[str, Any]) -> No
     found = check(tmp_path, **config)
     assert (found.level, "float32 model is not served by the sm90 kernel" in found.text) == ("note", True)
     found = check(tmp_path, prebuild=True, **config)
-    assert (found.level, "set torch_dtype" in found.fix) == ("problem", True)
+    assert (found.level, "set the dtype" in found.fix) == ("problem", True)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def _not_needed(capabilities: set[str]) -> Finding:
 def _not_served(prebuild: bool) -> Finding:
     text = "a float32 model is not served by the sm90 kernel"
     if prebuild:
-        fix = "set torch_dtype in its config.json to what you serve it in, bfloat16 or float16"
+        fix = "set the dtype in its config.json to what you serve it in, bfloat16 or float16"
         return Finding(_AREA, "problem", f"{text}, so nothing was compiled", fix)
     # Said, since the module is then compiled at the first start all the same.
     return Finding(_AREA, "note", f"{text}; SGLang's --dtype auto makes it float16, which is")

@@ -57,9 +57,7 @@ def check_layout(kernel: Sm90Prefill) -> None:
         np.repeat(array, heads).astype(np.int32) for array in (qo_indptr[:-1], rows, kv_indptr[:-1], tokens)
     )
     head_indices = np.tile(np.arange(heads, dtype=np.int32), len(rows))
-    own = plan_work(
-        first, lens, lists, keys, head_indices, buffer, num_ctas=kernel.num_ctas, head_dim=kernel.head_dim
-    )
+    own = plan_work(first, lens, lists, keys, head_indices, buffer, num_ctas=kernel.num_ctas, head_dim=kernel.head_dim)
     ours = buffer, own.plan_info.tolist()
     if len(theirs[1]) != 9 or theirs[1][8] != 0 or _items(*theirs, kernel.num_ctas) != _items(*ours, kernel.num_ctas):
         raise KernelUnavailableError(

@@ -15,7 +15,7 @@ from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError, is_sm9
 from shplb.kernels.self_check import checked_kernel
 from shplb.plan import ServingPlan
 from shplb.sglang.active_plan import load_plan
-from shplb.sglang.batches import Route
+from shplb.sglang.batches import Route, is_prefill
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
 from shplb.sglang.plugin import require_active
@@ -80,7 +80,7 @@ class SparsePrefillMixin:
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         self.shplb_route = None
-        if forward_batch.forward_mode.is_extend_without_speculative() and forward_batch.extend_seq_lens_cpu is not None:
+        if is_prefill(forward_batch):
             self.shplb_route = self.shplb_engine.begin(forward_batch)
         if self.shplb_route is None:
             super().init_forward_metadata(forward_batch)  # type: ignore[misc]

@@ -23,6 +23,15 @@ class Route:
     dense: DensePart | None = None
 
 
+def is_prefill(batch: Any) -> bool:
+    """True for a prefill batch of real requests; the dummy batches of graph capture have no request ids."""
+    return (
+        batch.forward_mode.is_extend_without_speculative()
+        and bool(batch.rids)
+        and batch.extend_seq_lens_cpu is not None
+    )
+
+
 def prefix_lens_of(batch: Any) -> list[int]:
     return _integers(batch.extend_prefix_lens_cpu)
 

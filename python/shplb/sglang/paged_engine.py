@@ -65,13 +65,10 @@ class PagedEngine:
         )  # fmt: skip
 
     def begin(self, batch: Any) -> Route | None:
-        """Plan an extend batch; None: the base backend runs it.
-
-        Dummy batches of graph capture have no request ids; attention itself is never captured.
-        """
+        """Plan an extend batch; None: the base backend runs it."""
         prefix, new = prefix_lens_of(batch), new_lens_of(batch)
         self._step = self._trace = None
-        if not batch.rids or min(new) < 1:
+        if min(new) < 1:  # SGLang can leave a chunk without a token in a mixed batch
             return None
         start = time.perf_counter_ns()
         step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)

@@ -42,8 +42,7 @@ class TorchEngine:
             return None
         self._step, self._slots, self._trace = step, token_slots(self.req_to_token, batch), None
         if self.trace_dir is not None:
-            rids = list(batch.rids or map(str, range(batch.batch_size)))
-            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, rids)
+            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
         return Route()
 
     def run(
