@@ -7,6 +7,7 @@ page list: head-adaptive sparsity needs no copy of q or out. This is no public i
 checks in :meth:`Sm90Prefill.run` (the kernel makes none) and the self-check at start.
 """
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def jit_spec(dtype: torch.dtype, head_dim: int) -> Any:
 
 
 def is_built(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the compiled module is in FlashInfer's cache, so that no compiler is needed."""
+    """Whether the compiled module is in FlashInfer's cache."""
     return bool(jit_spec(dtype, head_dim).is_compiled)
 
 
@@ -69,7 +70,9 @@ def _build(spec: Any) -> None:
     try:
         spec.build(verbose=False)
     except Exception as error:  # of ninja, nvcc or a missing CUDA_HOME, each with a class of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # The last line only says that ninja stopped.
+        reason = next((line for line in lines if re.search(r"error:|fatal|cannot find", line)), lines[-1]).strip()
         raise KernelUnavailableError(
             f"FlashInfer's sm90 kernel can't be compiled ({reason}); install the CUDA toolkit (nvcc), set CUDA_HOME "
             "and run `shplb doctor --prebuild`."
