@@ -27,11 +27,11 @@ def pytest_configure() -> None:
     paths = [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(_other_models("llama")))
-    _load_triton_kernels()
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    _load_triton_kernels()  # imports torch, which makes a thread for every core it then sees
 
 
 def _load_triton_kernels() -> None:
