@@ -17,7 +17,7 @@ class UnavailableError(Exception):
 
 
 def fa3(shape: Shape, step: Step) -> Callable[[], object]:
-    """sgl-kernel's FlashAttention 3 over pages of 64: SGLang's default on Hopper."""
+    """sgl-kernel's FlashAttention 3, SGLang's default on Hopper; over pages of 64, a stock server has pages of 1."""
     try:
         from sgl_kernel.flash_attn import flash_attn_with_kvcache
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

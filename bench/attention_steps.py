@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from dummy_model import lognormal_budgets
 
 from shplb.kernels.flashinfer_sm90 import Sm90Prefill
-from shplb.kernels.page_mass import page_mass
 from shplb.kernels.paged_prefill import PagedPrefill, paged
-from shplb.kernels.pooling import pool_keys, pool_queries
-from shplb.kernels.top_pages import top_pages
 from shplb.planner import StepPlanner
-from shplb.sparsity import PAGE_SIZE, SparsityRule, num_pages, query_block_size
+from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages, query_block_size
 
 DEVICE = torch.device("cuda", 0)
 DTYPE = torch.bfloat16
@@ -54,15 +52,6 @@ class Pool:
         self.q = torch.randn(
             (step.new, shape.num_qo_heads, shape.head_dim), generator=generator, device=DEVICE, dtype=DTYPE
         )
-        self.slots = self.req_to_token[0, :tokens]
-
-
-def lognormal_shares(num_heads: int, density: float, sigma: float, seed: int) -> np.ndarray:
-    """Budgets with the spread of a real profile, scaled such that their mean is the density; sigma 0: all equal."""
-    shares = np.random.default_rng(seed).lognormal(0.0, sigma, num_heads) if sigma else np.ones(num_heads)
-    for _ in range(50):  # clipping at 1 takes away from the mean
-        shares = np.clip(shares * density / shares.mean(), 0.002, 1.0)
-    return np.asarray(shares)
 
 
 class OurStep:
@@ -72,22 +61,21 @@ class OurStep:
     ) -> None:  # fmt: skip
         self.shape, self.step, self.num_layers = shape, step, num_layers
         self.pool = Pool(shape, step, seed)
-        self.rule = SparsityRule(query_block=query_block_size(shape.head_dim))
-        visible = np.arange(num_pages(step.prefix + step.new) + 1)
-        shares = lognormal_shares(shape.num_qo_heads, density, sigma, seed)
-        keep = np.clip(np.ceil(shares[:, None] * visible), np.minimum(4, visible), visible).astype(np.int32)
-        slots = np.arange(shape.num_kv_heads, dtype=np.int32).reshape(1, 1, -1)
-        self.planner = StepPlanner(
+        rule = SparsityRule(query_block=query_block_size(shape.head_dim), dense_below_tokens=0)
+        shares = np.tile(lognormal_budgets((1, shape.num_qo_heads, 1), density, sigma, seed), (num_layers, 1, 1))
+        slots = np.tile(np.arange(shape.num_kv_heads, dtype=np.int32), (num_layers, 1, 1))
+        self.kernel = Sm90Prefill(DTYPE, shape.head_dim, DEVICE)
+        planner = StepPlanner(
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            keep_pages=np.ascontiguousarray(np.tile(keep, (num_layers, 1, 1))),
-            slot_groups=np.ascontiguousarray(np.tile(slots, (num_layers, 1, 1))),
+            keep_pages=BudgetTable(shares, np.array([PAGE_SIZE]), rule, step.prefix + step.new).pages,
+            slot_groups=slots,
             rank=0,
             shared_lists=shared_lists,
-            num_ctas=torch.cuda.get_device_properties(DEVICE).multi_processor_count,
+            num_ctas=self.kernel.num_ctas,
         )
         self.prefill = PagedPrefill(
-            self.planner, Sm90Prefill(DTYPE, shape.head_dim, DEVICE), self.rule,
+            planner, self.kernel, rule,
             num_list_heads=shape.num_kv_heads if shared_lists else shape.num_qo_heads,
             group_size=shape.group_size, device=DEVICE, usual_new_tokens=step.new,
         )  # fmt: skip
@@ -112,7 +100,7 @@ class OurStep:
         return self.prefill.select(self.planned, 0, self.pool.q, self.pool.k, self.sm_scale)
 
     def attend(self) -> None:
-        self.prefill.attention.run(
+        self.kernel.run(
             self.pool.q, paged(self.pool.k), paged(self.pool.v), self.pages, self.planned.workspace,
             self.planned.plan_info[0], self.out, self.sm_scale,
         )  # fmt: skip
@@ -122,32 +110,15 @@ class OurStep:
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The kernels of selection one by one."""
-        step, rule, pool, plan = self.planned, self.rule, self.pool, self.planned.plan
-        first, request = step.blocks(plan.block_first_row_offset), step.blocks(plan.block_request_offset)
-        rows, at = step.blocks(plan.block_qo_len_offset), step.blocks(plan.block_qo_indptr_offset)
-        stride = rule.score_stride
-
-        def keys() -> torch.Tensor:
-            return pool_keys(pool.k, step.req_to_token, step.req_indices, step.seq_lens, step.page_starts,
-                             step.total_pages, step.max_pages, stride)  # fmt: skip
-
-        def queries() -> torch.Tensor:
-            return pool_queries(pool.q, first, at, rows, rule.query_block, stride)
-
-        pooled_q, pooled_k = queries(), keys()
-
-        def mass() -> torch.Tensor:
-            return page_mass(pooled_q, pooled_k, step.tiles, request, first, rows, step.page_starts, step.max_pages,
-                             stride, self.sm_scale)  # fmt: skip
-
-        scores = mass()
-        indptr = step.words(int(plan.list_indptr_offset[0]), plan.num_lists + 1)
-
-        def top() -> None:
-            top_pages(scores, indptr, request, first, rows, step.req_to_token, step.req_indices,
-                      self.prefill.num_list_heads, rule, step.page_indices)  # fmt: skip
-
-        return {"pool_keys": keys, "pool_queries": queries, "page_mass": mass, "top_pages": top}
+        prefill, step, pool = self.prefill, self.planned, self.pool
+        queries, keys = prefill.pool_queries(step, pool.q), prefill.pool_keys(step, pool.k)
+        scores = prefill.page_mass(step, queries, keys, self.sm_scale)
+        return {
+            "pool_keys": lambda: prefill.pool_keys(step, pool.k),
+            "pool_queries": lambda: prefill.pool_queries(step, pool.q),
+            "page_mass": lambda: prefill.page_mass(step, queries, keys, self.sm_scale),
+            "top_pages": lambda: prefill.top_pages(step, 0, scores, step.page_indices),
+        }
 
     @property
     def predicted_ms(self) -> float:
@@ -166,7 +137,7 @@ class OurStep:
 
     def _order_naively(self) -> None:
         """Head after head, every CTA an equal number of items: what a schedule blind to list lengths does."""
-        items, ctas = self.planned.plan.num_items, self.planner_ctas
+        items, ctas = self.planned.plan.num_items, self.kernel.num_ctas
         info = self.planned.plan_info[0]
         order = np.lexsort((self._table(1, items), self._table(5, items)))
         for index in (0, 1, 2, 3, 4, 5):
@@ -174,7 +145,3 @@ class OurStep:
             self.planned.words(info[index], items).copy_(values)
         indptr = np.linspace(0, items, ctas + 1).astype(np.int32)
         self.planned.words(info[6], ctas + 1).copy_(torch.from_numpy(indptr).to(DEVICE))
-
-    @property
-    def planner_ctas(self) -> int:
-        return int(torch.cuda.get_device_properties(DEVICE).multi_processor_count)

@@ -20,6 +20,8 @@ import torch
 from attention_steps import OurStep, Shape, Step
 from provenance import provenance
 
+from shplb.container import write_atomically
+
 SEED = 20260310
 SHAPES = {
     "llama-8b-tp1": Shape(32, 8, 128),
@@ -116,10 +118,7 @@ def main() -> None:
                 print(json.dumps(results[-1]), flush=True)
             torch.cuda.empty_cache()
     result = {**provenance(args), "seed": SEED, "results": results}
-    partial = args.out.with_suffix(".tmp")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.rename(args.out)
+    write_atomically(args.out, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

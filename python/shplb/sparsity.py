@@ -75,8 +75,8 @@ class BudgetTable:
         kept = np.ceil(share * visible - 1e-9).astype(np.int32)
         dense = visible * PAGE_SIZE <= rule.dense_below_tokens
         kept[:, :, dense] = visible[dense]
-        #: int32 [num_layers, num_qo_heads, max_pages + 1]
-        self.pages = np.clip(kept, np.minimum(rule.floor_pages, visible), visible).astype(np.int32)
+        #: int32 [num_layers, num_qo_heads, max_pages + 1], C-contiguous as the core takes it
+        self.pages = np.clip(kept, np.minimum(rule.floor_pages, visible), visible).astype(np.int32, order="C")
 
     def keep(self, visible: np.ndarray, forced: np.ndarray) -> np.ndarray:
         """List lengths, int32 ``[num_layers, num_qo_heads, num_blocks]``, for blocks that see ``visible`` pages."""

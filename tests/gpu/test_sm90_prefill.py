@@ -2,6 +2,7 @@
 """The sm90 path against dense attention with a mask, in float32: every row, ragged lengths, scattered pages, poison."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,13 @@ LIMIT = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
 @functools.cache
 def kernel(dtype: torch.dtype, head_dim: int) -> Sm90Prefill:
     return Sm90Prefill(dtype, head_dim, DEVICE)
+
+
+def bf16_batch(prefix_lens: list[int], new_lens: list[int], seed: int, **options: Any) -> PagedBatch:
+    return make_batch(
+        prefix_lens, new_lens, head_dim=128, group=4, kv_heads=2, seed=seed, dtype=torch.bfloat16,
+        attention=kernel(torch.bfloat16, 128), **options,
+    )  # fmt: skip
 
 
 def masked_dense(batch: PagedBatch, block: Block, head: int, pages: torch.Tensor) -> torch.Tensor:
@@ -46,7 +54,7 @@ def worst_error(batch: PagedBatch, layer: int, every: int = 1) -> float:
     worst = 0.0
     heads_per_list = batch.q.shape[1] // batch.prefill.num_list_heads
     blocks = batch.blocks()
-    indptr = batch.step.words(int(batch.step.plan.list_indptr_offset[layer]), batch.step.plan.num_lists + 1).tolist()
+    indptr = batch.step.list_indptr(layer).tolist()
     for block in blocks[::every] + blocks[-1:]:
         rows = slice(block.offset, block.offset + block.end_row - block.first_row)
         for head in range(batch.q.shape[1]):
@@ -73,24 +81,12 @@ def test_equals_dense_with_a_mask(
 
 
 def test_dense_budgets_equal_dense_attention() -> None:
-    batch = make_batch(
-        [640], [5000], head_dim=128, group=4, kv_heads=2, seed=1, dtype=torch.bfloat16, density=(1.0, 1.0),
-        attention=kernel(torch.bfloat16, 128),
-    )  # fmt: skip
+    batch = bf16_batch([640], [5000], 1, density=(1.0, 1.0))
     assert worst_error(batch, 0, every=5) <= LIMIT[torch.bfloat16]
 
 
 def test_strided_queries_as_sglang_passes_them() -> None:
-    batch = make_batch(
-        [0],
-        [3000],
-        head_dim=128,
-        group=4,
-        kv_heads=2,
-        seed=2,
-        dtype=torch.bfloat16,
-        attention=kernel(torch.bfloat16, 128),
-    )
+    batch = bf16_batch([0], [3000], 2)
     dense, wide = torch.empty_like(batch.q), torch.zeros(3000, 12, 128, dtype=torch.bfloat16, device=DEVICE)
     run = functools.partial(batch.prefill.run, batch.step, 0)
     run(batch.q, batch.k_pool, batch.v_pool, batch.sm_scale, dense)
@@ -101,10 +97,7 @@ def test_strided_queries_as_sglang_passes_them() -> None:
 
 
 def test_same_input_same_bytes() -> None:
-    batch = make_batch(
-        [0, 100], [9000, 3000], head_dim=128, group=4, kv_heads=2, seed=3, dtype=torch.bfloat16,
-        attention=kernel(torch.bfloat16, 128),
-    )  # fmt: skip
+    batch = bf16_batch([0, 100], [9000, 3000], 3)
     outs = [torch.empty_like(batch.q) for _ in range(5)]
     for out in outs:
         batch.prefill.run(batch.step, 0, batch.q, batch.k_pool, batch.v_pool, batch.sm_scale, out)
@@ -112,16 +105,7 @@ def test_same_input_same_bytes() -> None:
 
 
 def test_what_the_kernel_would_misread_is_refused() -> None:
-    batch = make_batch(
-        [0],
-        [300],
-        head_dim=128,
-        group=4,
-        kv_heads=2,
-        seed=4,
-        dtype=torch.bfloat16,
-        attention=kernel(torch.bfloat16, 128),
-    )
+    batch = bf16_batch([0], [300], 4)
     run = functools.partial(batch.prefill.run, batch.step, 0)
     out = torch.empty_like(batch.q)
     with pytest.raises(ValueError, match=r"expected torch\.bfloat16"):

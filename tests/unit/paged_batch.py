@@ -9,7 +9,7 @@ import torch
 
 from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.planner import Mode, StepPlanner
-from shplb.sparsity import PAGE_SIZE, SparsityRule, num_pages, query_block_size
+from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages, query_block_size
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 LAYERS = 2
@@ -59,7 +59,7 @@ class PagedBatch:
     def lists(self, block: Block, layer: int) -> dict[int, tuple[int, int]]:
         """List head -> [start, end) of its list for a block."""
         plan = self.step.plan
-        indptr = self.step.words(int(plan.list_indptr_offset[layer]), plan.num_lists + 1).tolist()
+        indptr = self.step.list_indptr(layer).tolist()
         heads = plan.num_lists // plan.num_blocks
         places = [head * plan.num_blocks + block.index for head in range(heads)]
         return {head: (indptr[at], indptr[at + 1]) for head, at in enumerate(places)}
@@ -122,9 +122,8 @@ def make_planner(
     rng: np.random.Generator, rule: SparsityRule, max_pages: int, head_dim: int, group: int, kv_heads: int,
     density: tuple[float, float], shared_lists: bool,
 ) -> StepPlanner:  # fmt: skip
-    visible = np.arange(max_pages + 1)
-    share = rng.uniform(*density, (LAYERS, kv_heads * group, 1))
-    keep = np.clip(np.ceil(share * visible), np.minimum(rule.floor_pages, visible), visible).astype(np.int32)
+    shares = rng.uniform(*density, (LAYERS, kv_heads * group, 1))
+    keep = BudgetTable(shares, np.array([PAGE_SIZE]), rule, max_pages * PAGE_SIZE).pages
     slots = np.tile(np.arange(kv_heads, dtype=np.int32), (LAYERS, 1, 1))
     ctas = torch.cuda.get_device_properties(0).multi_processor_count if DEVICE.type == "cuda" else 132
     return StepPlanner(

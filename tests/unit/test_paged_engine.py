@@ -19,7 +19,6 @@ from shplb.sglang.paged_engine import PagedEngine
 from shplb.sglang.torch_engine import TorchEngine
 from shplb.sglang.trace import read_trace
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the real kernel")
 
 

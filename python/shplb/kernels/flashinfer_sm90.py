@@ -60,10 +60,14 @@ def is_built(dtype: torch.dtype, head_dim: int) -> bool:
 
 def build(dtype: torch.dtype, head_dim: int) -> Path:
     """Compile the module into FlashInfer's cache (about 90 s, once per machine); KernelUnavailableError if it fails."""
+    return Path(_built_spec(dtype, head_dim).get_library_path())
+
+
+def _built_spec(dtype: torch.dtype, head_dim: int) -> Any:
     spec = jit_spec(dtype, head_dim)
     if not spec.is_compiled:
         _build(spec)
-    return Path(spec.get_library_path())
+    return spec
 
 
 def _build(spec: Any) -> None:
@@ -86,10 +90,7 @@ class Sm90Prefill:
         """Load the module, compiling it first where needed; KernelUnavailableError if that can't be done."""
         if not is_sm90(device):
             raise KernelUnavailableError(f"{device} is no GPU of compute capability 9.0 (H100, H200).")
-        spec = jit_spec(dtype, head_dim)
-        if not spec.is_compiled:
-            _build(spec)
-        self._paged_run = spec.build_and_load().paged_run
+        self._paged_run = _built_spec(dtype, head_dim).build_and_load().paged_run
         self.dtype, self.head_dim, self.device = dtype, head_dim, device
         self.num_ctas = int(torch.cuda.get_device_properties(device).multi_processor_count)
         # Passed through, never read: the schedule holds all lengths.
@@ -105,31 +106,22 @@ class Sm90Prefill:
         plan_info: list[int],
         out: torch.Tensor,
         sm_scale: float,
-        lse: torch.Tensor | None = None,
     ) -> None:
         """Causal attention of every work item over its page list, into ``out``.
 
         q, out: ``[num_rows, num_qo_heads, head_dim]``; k_pages, v_pages: ``[pool_pages, page_size, num_kv_heads,
         head_dim]`` of one stride; page_indices: int32, the lists; workspace: uint8, a copy of the planner's buffer;
-        plan_info: the nine numbers of this layer; lse: float32 ``[num_rows, num_qo_heads]``, base 2, or None.
+        plan_info: the nine numbers of this layer.
         Rows without a work item are not written. ValueError for what the kernel would silently misread.
         """
-        self._check(q, k_pages, v_pages, page_indices, workspace, plan_info, out)
+        self._check_tensors(q, k_pages, v_pages, out)
+        self._check_tables(page_indices, workspace, plan_info)
         self._paged_run(
             workspace, workspace, plan_info, q, k_pages, v_pages, self._unused, self._unused, page_indices,
-            self._unused, out, lse, _CAUSAL, _NHD, _NO_WINDOW, False, None, None, None, None, 0.0, sm_scale, 1.0, 0,
+            self._unused, out, None, _CAUSAL, _NHD, _NO_WINDOW, False, None, None, None, None, 0.0, sm_scale, 1.0, 0,
         )  # fmt: skip
 
-    def _check(
-        self,
-        q: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        page_indices: torch.Tensor,
-        workspace: torch.Tensor,
-        plan_info: list[int],
-        out: torch.Tensor,
-    ) -> None:
+    def _check_tensors(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, out: torch.Tensor) -> None:
         for name, tensor, dims in (("q", q, 3), ("k_pages", k_pages, 4), ("v_pages", v_pages, 4), ("out", out, 3)):
             if tensor.dtype != self.dtype or tensor.device != self.device:
                 raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, expected {self.dtype} on {self.device}")
@@ -144,6 +136,9 @@ class Sm90Prefill:
             raise ValueError("q and out, and k_pages and v_pages, must have one shape, the latter one stride")
         if q.shape[1] % k_pages.shape[2]:
             raise ValueError(f"{q.shape[1]} query heads can't share {k_pages.shape[2]} KV heads evenly")
+
+    @staticmethod
+    def _check_tables(page_indices: torch.Tensor, workspace: torch.Tensor, plan_info: list[int]) -> None:
         if page_indices.dtype != torch.int32 or page_indices.stride() != (1,) or workspace.dtype != torch.uint8:
             raise ValueError("page_indices must be dense int32 and workspace uint8")
         if len(plan_info) != 9 or max(plan_info[:8]) >= workspace.numel() or workspace.data_ptr() % 16:

@@ -7,11 +7,11 @@ used on the GPU.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from shplb.kernels.flashinfer_sm90 import Sm90Prefill
 from shplb.kernels.page_mass import TileShape, page_mass
 from shplb.kernels.pooling import pool_keys, pool_queries, runs_of_block
 from shplb.kernels.staging import StagingRing
@@ -20,22 +20,6 @@ from shplb.planner import Mode, StepPlan, StepPlanner
 from shplb.sparsity import PAGE_SIZE, SparsityRule
 
 _ALIGNMENT = 16
-
-
-class PagedAttention(Protocol):
-    """What :class:`Sm90Prefill` does; other GPUs have another one."""
-
-    def run(
-        self,
-        q: torch.Tensor,
-        k_pages: torch.Tensor,
-        v_pages: torch.Tensor,
-        page_indices: torch.Tensor,
-        workspace: torch.Tensor,
-        plan_info: list[int],
-        out: torch.Tensor,
-        sm_scale: float,
-    ) -> None: ...
 
 
 @dataclass
@@ -60,7 +44,11 @@ class PagedStep:
         return self.words(offset, self.plan.num_blocks)
 
     def words(self, offset: int, count: int) -> torch.Tensor:
-        return self.workspace[offset : offset + 4 * count].view(torch.int32)
+        return _words(self.workspace, offset, count)
+
+    def list_indptr(self, layer: int) -> torch.Tensor:
+        """int32 [num_lists + 1], where a layer's lists begin and end."""
+        return self.words(int(self.plan.list_indptr_offset[layer]), self.plan.num_lists + 1)
 
 
 class PagedPrefill:
@@ -69,7 +57,7 @@ class PagedPrefill:
     def __init__(
         self,
         planner: StepPlanner,
-        attention: PagedAttention,
+        attention: Sm90Prefill,
         rule: SparsityRule,
         *,
         num_list_heads: int,
@@ -114,27 +102,24 @@ class PagedPrefill:
         pages = np.where(sparse, -(-(prefix + new) // PAGE_SIZE), 0)
         starts = np.where(sparse, np.cumsum(pages) - pages, -1)
         tiles = self._cut_tiles(prefix[sparse], new[sparse])
-        dense = _rows(new, ~sparse)
+        dense = np.flatnonzero(np.repeat(~sparse, new))
         writer = _Writer(buffer, plan.num_bytes)
         at = [writer.add(array) for array in (starts, tiles, dense)]
         workspace = self._staging.upload(writer.used)
-        step = PagedStep(
+        return PagedStep(
             plan=plan,
             plan_info=plan.plan_info.tolist(),
             workspace=workspace,
             total_pages=int(pages.sum()),
             max_pages=int(pages.max()),
-            tiles=workspace[:0],
-            page_starts=workspace[:0],
-            dense_rows=None,
+            page_starts=_words(workspace, at[0], len(starts)),
+            tiles=_words(workspace, at[1], tiles.size).view(-1, 2),
+            dense_rows=_words(workspace, at[2], len(dense)) if len(dense) else None,
             req_to_token=req_to_token,
             req_indices=req_indices,
             seq_lens=seq_lens,
             page_indices=torch.empty(max(int(plan.list_pages.max()), 1), dtype=torch.int32, device=self.device),
         )
-        step.page_starts, step.tiles = step.words(at[0], len(starts)), step.words(at[1], tiles.size).view(-1, 2)
-        step.dense_rows = step.words(at[2], len(dense)) if len(dense) else None
-        return step
 
     def _cut_tiles(self, prefix: np.ndarray, new: np.ndarray) -> np.ndarray:
         """[num_tiles, 2]: ranges of blocks of one request each, as long as a tile of pooled queries takes."""
@@ -152,28 +137,48 @@ class PagedPrefill:
         observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Fill this layer's page lists, int32; ``observe`` gets (pages of the request, scores) for traces and tests."""
-        plan, rule = step.plan, self.rule
-        first_row, request = step.blocks(plan.block_first_row_offset), step.blocks(plan.block_request_offset)
-        qo_len = step.blocks(plan.block_qo_len_offset)
-        keys = pool_keys(
-            k_pool, step.req_to_token, step.req_indices, step.seq_lens, step.page_starts, step.total_pages,
-            step.max_pages, rule.score_stride,
-        )  # fmt: skip
-        queries = pool_queries(
-            q, first_row, step.blocks(plan.block_qo_indptr_offset), qo_len, rule.query_block, rule.score_stride
-        )
-        scores = page_mass(
-            queries, keys, step.tiles, request, first_row, qo_len, step.page_starts, step.max_pages,
-            rule.score_stride, sm_scale,
-        )  # fmt: skip
-        indptr = step.words(int(plan.list_indptr_offset[layer]), plan.num_lists + 1)
-        lists = (scores, indptr, request, first_row, qo_len, step.req_to_token, step.req_indices, self.num_list_heads)
-        top_pages(*lists, rule, step.page_indices)
+        scores = self.page_mass(step, self.pool_queries(step, q), self.pool_keys(step, k_pool), sm_scale)
+        self.top_pages(step, layer, scores, step.page_indices)
         if observe is not None:
             pages = torch.empty_like(step.page_indices)
-            top_pages(*lists, rule, pages, physical=False)
+            self.top_pages(step, layer, scores, pages, physical=False)
             observe(pages, scores)
         return step.page_indices
+
+    def pool_keys(self, step: PagedStep, k_pool: torch.Tensor) -> torch.Tensor:
+        return pool_keys(
+            k_pool, step.req_to_token, step.req_indices, step.seq_lens, step.page_starts, step.total_pages,
+            step.max_pages, self.rule.score_stride,
+        )  # fmt: skip
+
+    def pool_queries(self, step: PagedStep, q: torch.Tensor) -> torch.Tensor:
+        _, first_row, qo_len = self._block_arrays(step)
+        qo_indptr = step.blocks(step.plan.block_qo_indptr_offset)
+        return pool_queries(q, first_row, qo_indptr, qo_len, self.rule.query_block, self.rule.score_stride)
+
+    def page_mass(self, step: PagedStep, queries: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.Tensor:
+        return page_mass(
+            queries, keys, step.tiles, *self._block_arrays(step), step.page_starts, step.max_pages,
+            self.rule.score_stride, sm_scale,
+        )  # fmt: skip
+
+    def top_pages(
+        self, step: PagedStep, layer: int, scores: torch.Tensor, out: torch.Tensor, *, physical: bool = True
+    ) -> None:
+        top_pages(
+            scores, step.list_indptr(layer), *self._block_arrays(step), step.req_to_token, step.req_indices,
+            self.num_list_heads, self.rule, out, physical=physical,
+        )  # fmt: skip
+
+    @staticmethod
+    def _block_arrays(step: PagedStep) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Request, first row and rows of every block."""
+        plan = step.plan
+        return (
+            step.blocks(plan.block_request_offset),
+            step.blocks(plan.block_first_row_offset),
+            step.blocks(plan.block_qo_len_offset),
+        )
 
     def run(
         self, step: PagedStep, layer: int, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor,
@@ -195,11 +200,9 @@ def paged(pool: torch.Tensor) -> torch.Tensor:
     return pool[: whole * PAGE_SIZE].view(whole, PAGE_SIZE, *pool.shape[1:])
 
 
-def _rows(new: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rows of q that belong to the wanted requests."""
-    if not wanted.any():
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(np.repeat(wanted, new))
+def _words(workspace: torch.Tensor, offset: int, count: int) -> torch.Tensor:
+    """int32 [count] at a byte offset."""
+    return workspace[offset : offset + 4 * count].view(torch.int32)
 
 
 class _Writer:

@@ -8,6 +8,7 @@ the first long prompt would otherwise wait for.
 
 from collections import Counter
 
+import msgspec
 import numpy as np
 import torch
 import triton
@@ -18,7 +19,7 @@ from shplb.kernels.reference import attend_pages
 from shplb.kernels.top_pages import top_pages
 from shplb.plan import ServingPlan
 from shplb.planner import StepPlanner, plan_work, work_plan_bytes
-from shplb.sparsity import PAGE_SIZE, SparsityRule, num_pages
+from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
 
 _TOKENS = 3001  # of the step that is compared; ends within a page and a query block
 _WORST_ERROR = {torch.bfloat16: 1e-2, torch.float16: 3e-3}  # relative; measured: 3e-3 and 4e-4
@@ -106,9 +107,9 @@ def check_sparse_step(kernel: Sm90Prefill, rule: SparsityRule, num_qo_heads: int
 def _small_prefill(
     kernel: Sm90Prefill, rule: SparsityRule, num_qo_heads: int, num_kv_heads: int, pages: int
 ) -> PagedPrefill:
-    visible = np.arange(pages + 1)
-    share = np.linspace(0.1, 0.6, num_qo_heads)[None, :, None]
-    keep = np.clip(np.ceil(share * visible), np.minimum(4, visible), visible).astype(np.int32)
+    shares = np.linspace(0.1, 0.6, num_qo_heads)[None, :, None]
+    everywhere = msgspec.structs.replace(rule, dense_below_tokens=0)
+    keep = BudgetTable(shares, np.array([PAGE_SIZE]), everywhere, pages * PAGE_SIZE).pages
     planner = StepPlanner(
         num_kv_heads=num_kv_heads, head_dim=kernel.head_dim, keep_pages=keep,
         slot_groups=np.arange(num_kv_heads, dtype=np.int32).reshape(1, 1, -1), rank=0, sink_pages=rule.sink_pages,
@@ -125,7 +126,7 @@ def _worst_error(
 ) -> float:
     """Largest relative error over the heads of the first, a middle and the last block; NaN if the output holds any."""
     plan, group_size = step.plan, q.shape[1] // k.shape[1]
-    indptr = step.words(int(plan.list_indptr_offset[0]), plan.num_lists + 1).tolist()
+    indptr = step.list_indptr(0).tolist()
     first_rows, lens = (
         step.blocks(offset).tolist() for offset in (plan.block_first_row_offset, plan.block_qo_len_offset)
     )

@@ -32,34 +32,21 @@ def is_prefill(batch: Any) -> bool:
     )
 
 
-def prefix_lens_of(batch: Any) -> list[int]:
-    return _integers(batch.extend_prefix_lens_cpu)
-
-
-def new_lens_of(batch: Any) -> list[int]:
-    return _integers(batch.extend_seq_lens_cpu)
-
-
-def _integers(lens: Any) -> list[int]:
-    return lens.tolist() if isinstance(lens, torch.Tensor) else list(lens)
-
-
 def sub_batch(batch: Any, chosen: list[int]) -> Any:
     """An extend batch of the chosen requests alone, as far as attention backends read it."""
     part = copy.copy(batch)
     device = batch.seq_lens.device
     indices = torch.tensor(chosen, dtype=torch.int64)
     on_device = indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
-    prefix, new = prefix_lens_of(batch), new_lens_of(batch)
     part.batch_size = len(chosen)
     for name in ("req_pool_indices", "seq_lens", "extend_seq_lens", "extend_prefix_lens"):
         setattr(part, name, getattr(batch, name)[on_device])
     part.seq_lens_cpu = batch.seq_lens_cpu[indices]
     part.seq_lens_sum = int(part.seq_lens_cpu.sum())
-    part.extend_prefix_lens_cpu = [prefix[index] for index in chosen]
-    part.extend_seq_lens_cpu = [new[index] for index in chosen]
+    part.extend_prefix_lens_cpu = [batch.extend_prefix_lens_cpu[index] for index in chosen]
+    part.extend_seq_lens_cpu = [batch.extend_seq_lens_cpu[index] for index in chosen]
     part.extend_num_tokens = sum(part.extend_seq_lens_cpu)
-    part.rids = [batch.rids[index] for index in chosen] if batch.rids else None
+    part.rids = [batch.rids[index] for index in chosen]
     # SGLang leaves the whole batch's output here; fa3 would write into it.
     part._attn_output = None
     return part

@@ -13,7 +13,7 @@ from shplb.kernels.flashinfer_sm90 import Sm90Prefill
 from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel, StepPlanner
-from shplb.sglang.batches import DensePart, Route, new_lens_of, prefix_lens_of, sub_batch
+from shplb.sglang.batches import DensePart, Route, sub_batch
 from shplb.sglang.metadata import cut_query_blocks
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.trace import StepTrace
@@ -40,7 +40,7 @@ class PagedEngine:
             return StepPlanner(
                 num_kv_heads=model.num_kv_heads,
                 head_dim=model.head_dim,
-                keep_pages=np.ascontiguousarray(keep_pages),
+                keep_pages=keep_pages,
                 slot_groups=np.ascontiguousarray(order.reshape(model.num_layers, plan.tp_size, -1)),
                 rank=rank,
                 sink_pages=plan.rule.sink_pages,
@@ -66,7 +66,7 @@ class PagedEngine:
 
     def begin(self, batch: Any) -> Route | None:
         """Plan an extend batch; None: the base backend runs it."""
-        prefix, new = prefix_lens_of(batch), new_lens_of(batch)
+        prefix, new = list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu)
         self._step = self._trace = None
         if min(new) < 1:  # SGLang can leave a chunk without a token in a mixed batch
             return None
@@ -79,9 +79,9 @@ class PagedEngine:
         self._step, self._lens = step, (prefix, new)
         if self.trace_dir is not None:
             self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
-        dense = np.flatnonzero(step.plan.sparse == 0).tolist()
         if step.dense_rows is None:
             return Route()
+        dense = np.flatnonzero(step.plan.sparse == 0).tolist()
         return Route(DensePart(sub_batch(batch, dense), step.dense_rows))
 
     def run(
@@ -102,8 +102,9 @@ class PagedEngine:
         """Count in (query row, key page) pairs of this rank, where a block counts as whole."""
         model, rows = self.plan.model, self.plan.rule.query_block
         per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
-        visible = [sum(num_pages(block.end_row) for block in cut_query_blocks([p], [n], rows))
-                   for p, n in zip(prefix, new, strict=True)]  # fmt: skip
+        visible = [0] * len(new)
+        for block in cut_query_blocks(prefix, new, rows):
+            visible[block.request] += num_pages(block.end_row)
         causal = sum(visible) * per_layer
         idle = np.zeros((model.num_layers, self.plan.tp_size), dtype=np.int64)
         if step is None:
@@ -122,7 +123,7 @@ class PagedEngine:
         assert self._step is not None
         assert self._trace is not None
         plan = self._step.plan
-        indptr = self._step.words(int(plan.list_indptr_offset[layer]), plan.num_lists + 1).tolist()
+        indptr = self._step.list_indptr(layer).tolist()
         sparse = plan.sparse.tolist()
         blocks = [
             block

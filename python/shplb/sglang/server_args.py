@@ -25,12 +25,12 @@ from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
 
 _CALIBRATION_TOKENS = 8192
-# What may be wrapped, by device; the first is the default where SGLang has none of its own.
+# What may be wrapped, by device; the first is what we take on a CPU and advise elsewhere.
 _BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer", "fa3")}
 
 
 def resolve_defaults(args: Any) -> None:
-    """Choose the base backend that S-HPLB wraps and the page size, before SGLang fills in its own defaults.
+    """Choose the page size, and on a CPU the base backend to wrap, before SGLang fills in its own defaults.
 
     The name stays that of the base backend, so that all of SGLang's decisions by backend name keep working.
     """
@@ -95,7 +95,9 @@ def _check_base_backend(args: Any) -> None:
             f"SGLang takes the attention backend {chosen} here, S-HPLB wraps {' or '.join(bases)} on {args.device}; "
             f"add --attention-backend {bases[0]}."
         )
-    if args.device == "cuda" and os.environ.get("SGLANG_USE_HND_KVCACHE", "0").lower() in ("1", "true", "yes", "y"):
+    from sglang.srt.environ import envs
+
+    if args.device == "cuda" and envs.SGLANG_USE_HND_KVCACHE.get():
         raise StartRefusedError("SGLANG_USE_HND_KVCACHE changes the layout of the KV pool; unset it.")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from shplb.plan import ServingPlan
-from shplb.sglang.batches import Route, new_lens_of, prefix_lens_of
+from shplb.sglang.batches import Route
 from shplb.sglang.metadata import StepBudgets
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.tokens import token_slots
@@ -29,7 +29,7 @@ class TorchEngine:
 
     def begin(self, batch: Any) -> Route | None:
         """Plan an extend batch; None: the base backend runs it."""
-        step = StepBudgets(self.table, prefix_lens_of(batch), new_lens_of(batch))
+        step = StepBudgets(self.table, list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu))
         loads = step.group_loads(self.plan)
         STEP_COUNTERS.add_step(
             dense=step.dense,
