@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why the sm90 kernel can't be built or used is one sentence, and names the cause."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ NINJA = "Ninja build failed. Output:\nfoo.cu:3:10: fatal error: curand_kernel.h:
     ("output", "reason"), [(NINJA, "curand_kernel.h"), ("no nvcc", "no nvcc"), ("", "RuntimeError")]
 )
 def test_a_failed_build_names_its_cause(output: str, reason: str) -> None:
-    def build(verbose: bool) -> None:
+    def build(verbose: bool, need_lock: bool) -> None:
         raise RuntimeError(output)
 
     with pytest.raises(sm90.KernelUnavailableError, match=rf"can't be compiled \(.*{reason}.*\); install") as caught:
@@ -35,3 +37,31 @@ def test_what_has_no_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         sm90.KernelUnavailableError, match=r"FlashInfer 0\.7\.0 is installed.*0\.6\.12; install that one"
     ):
         sm90.jit_spec(torch.bfloat16, 128)
+
+
+class _Spec:
+    """A module that is compiled already: building it again would need ninja."""
+
+    is_compiled = True
+
+    def __init__(self, folder: Path, load: Any) -> None:
+        self.lock_path, self._library, self.load = folder / "lock", folder / "module.so", load
+
+    def get_library_path(self) -> Path:
+        return self._library
+
+
+def test_a_compiled_kernel_is_only_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sm90, "jit_spec", lambda dtype, head_dim: _Spec(tmp_path, lambda library: library.name))
+    assert sm90._load(torch.bfloat16, 128) == "module.so"
+    assert sm90.build(torch.bfloat16, 128) == tmp_path / "module.so"
+
+
+def test_a_broken_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def load(library: Path) -> None:
+        raise OSError("file too short\nand more")
+
+    monkeypatch.setattr(sm90, "jit_spec", lambda dtype, head_dim: _Spec(tmp_path, load))
+    with pytest.raises(sm90.KernelUnavailableError, match=r"can't be loaded \(file too short\); clear") as caught:
+        sm90._load(torch.bfloat16, 128)
+    assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from shplb.errors import UserError
 
@@ -60,19 +61,36 @@ def is_built(dtype: torch.dtype, head_dim: int) -> bool:
 
 def build(dtype: torch.dtype, head_dim: int) -> Path:
     """Compile the module into FlashInfer's cache (about 90 s, once per machine); KernelUnavailableError if it fails."""
-    return Path(_built_spec(dtype, head_dim).get_library_path())
-
-
-def _built_spec(dtype: torch.dtype, head_dim: int) -> Any:
     spec = jit_spec(dtype, head_dim)
+    with FileLock(spec.lock_path):
+        return _built_library(spec)
+
+
+def _load(dtype: torch.dtype, head_dim: int) -> Any:
+    """The module, compiled first where needed; a cached one needs neither ninja nor nvcc."""
+    spec = jit_spec(dtype, head_dim)
+    # FlashInfer's own lock: another process may be replacing the library.
+    with FileLock(spec.lock_path):
+        library = _built_library(spec)
+        try:
+            return spec.load(library)
+        except (OSError, RuntimeError) as error:
+            raise KernelUnavailableError(
+                f"FlashInfer's compiled kernel {library} can't be loaded ({str(error).strip().partition(chr(10))[0]}); "
+                "clear its cache with `flashinfer clear-cache` and start again."
+            ) from None
+
+
+def _built_library(spec: Any) -> Path:
+    """Under the spec's lock."""
     if not spec.is_compiled:
         _build(spec)
-    return spec
+    return Path(spec.get_library_path())
 
 
 def _build(spec: Any) -> None:
     try:
-        spec.build(verbose=False)
+        spec.build(verbose=False, need_lock=False)
     except Exception as error:  # of ninja, nvcc or a missing CUDA_HOME, each with a class of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # The last line only says that ninja stopped.
@@ -90,7 +108,7 @@ class Sm90Prefill:
         """Load the module, compiling it first where needed; KernelUnavailableError if that can't be done."""
         if not is_sm90(device):
             raise KernelUnavailableError(f"{device} is no GPU of compute capability 9.0 (H100, H200).")
-        self._paged_run = _built_spec(dtype, head_dim).build_and_load().paged_run
+        self._paged_run = _load(dtype, head_dim).paged_run
         self.dtype, self.head_dim, self.device = dtype, head_dim, device
         self.num_ctas = int(torch.cuda.get_device_properties(device).multi_processor_count)
         # Passed through, never read: the schedule holds all lengths.

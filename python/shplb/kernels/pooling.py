@@ -25,7 +25,7 @@ def _to_half(sums, counts, LARGEST: tl.constexpr):
 
 # Both kernels add tokens up one by one, each thread for its own runs and dims: no thread waits for another, and all
 # loads are on their way at once.
-@triton.jit(do_not_specialize=["total_runs"])
+@triton.jit(do_not_specialize=["total_runs", "req_stride"])
 def _pool_keys_kernel(
     k_ptr, k_slot_stride, k_head_stride,
     req_to_token_ptr, req_stride, req_indices_ptr, seq_lens_ptr, page_starts_ptr,

@@ -11,12 +11,11 @@ from collections import Counter
 import msgspec
 import numpy as np
 import torch
-import triton
 
 from shplb.kernels.flashinfer_sm90 import KernelUnavailableError, Sm90Prefill, plan_of_flashinfer
 from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.kernels.reference import attend_pages
-from shplb.kernels.top_pages import top_pages
+from shplb.kernels.top_pages import LEAST_WIDTH, top_pages
 from shplb.plan import ServingPlan
 from shplb.planner import StepPlanner, plan_work, work_plan_bytes
 from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
@@ -148,13 +147,11 @@ def _worst_error(
 
 def warm_up_widths(rule: SparsityRule, num_qo_heads: int, max_tokens: int, device: torch.device) -> None:
     """Compile the top-k kernel for every width up to the context's; the other kernels don't depend on lengths."""
-    empty = torch.zeros(num_qo_heads + 1, dtype=torch.int32, device=device)
-    width = 32
-    while True:
+    empty_lists = torch.zeros(num_qo_heads + 1, dtype=torch.int32, device=device)
+    zero, one = torch.zeros(1, dtype=torch.int32, device=device), torch.ones(1, dtype=torch.int32, device=device)
+    most = max(num_pages(max_tokens), LEAST_WIDTH)
+    for width in (1 << bits for bits in range(LEAST_WIDTH.bit_length() - 1, (most - 1).bit_length() + 1)):
         scores = torch.zeros((num_qo_heads, 1, width), dtype=torch.float32, device=device)
-        block = torch.ones(1, dtype=torch.int32, device=device)
-        top_pages(scores, empty, block * 0, block * 0, block, empty.view(1, -1), block * 0, num_qo_heads, rule, empty)
-        if width >= triton.next_power_of_2(num_pages(max_tokens)):
-            break
-        width *= 2
+        # Types as SGLang passes them: Triton compiles per type.
+        top_pages(scores, empty_lists, zero, zero, one, zero.view(1, 1), zero.long(), num_qo_heads, rule, zero)
     torch.cuda.synchronize(device)

@@ -11,8 +11,10 @@ import triton.language as tl
 
 from shplb.sparsity import PAGE_SIZE, SparsityRule
 
+LEAST_WIDTH = 32
 
-@triton.jit(do_not_specialize=["num_blocks", "max_pages"])
+
+@triton.jit(do_not_specialize=["num_blocks", "max_pages", "req_stride"])
 def _top_pages_kernel(
     scores_ptr, list_indptr_ptr, request_ptr, first_row_ptr, qo_len_ptr,
     req_to_token_ptr, req_stride, req_indices_ptr, out_ptr,
@@ -83,7 +85,7 @@ def top_pages(
     physical: pages of the pool (as FlashInfer reads them), else positions in the request.
     """
     num_qo_heads, num_blocks, max_pages = scores.shape
-    width = max(int(triton.next_power_of_2(max_pages)), 32)
+    width = max(int(triton.next_power_of_2(max_pages)), LEAST_WIDTH)
     _top_pages_kernel[(num_blocks, num_list_heads)](
         scores, list_indptr, block_request, block_first_row, block_qo_len,
         req_to_token, req_to_token.stride(0), req_indices, out,
