@@ -14,15 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attention_baselines as baselines
 import numpy as np
 import torch
-from attention_steps import OurStep, Shape, Step
+from attention_steps import DEVICE, DTYPE, OurStep
 from provenance import provenance
 
 from shplb.container import write_atomically
+from shplb.kernels import dense_baselines as baselines
+from shplb.kernels.trial import Pool, Shape, Step
 
 SEED = 20260310
+BASELINES = {
+    "dense fa3 (stock on Hopper)": baselines.fa3,
+    "dense flashinfer fa2 (stock)": baselines.flashinfer_stock,
+    "dense flashinfer sm90": baselines.flashinfer_sm90,
+}
 SHAPES = {
     "llama-8b-tp1": Shape(32, 8, 128),
     "llama-8b-tp2": Shape(16, 4, 128),
@@ -50,9 +56,10 @@ def median_ms(call: Callable[[], object], rounds: int) -> float:
 def measure_baselines(shape: Shape, step: Step, rounds: int) -> list[dict[str, Any]]:
     rows = []
     flops = step.dense_flops(shape)
-    for name, make in baselines.ALL.items():
+    pool = Pool(shape, step, DTYPE, DEVICE)
+    for name, make in BASELINES.items():
         try:
-            call = make(shape, step)
+            call = make(shape, step, pool)
         except baselines.UnavailableError as error:
             rows.append({"variant": name, "note": str(error)})
             continue

@@ -17,8 +17,10 @@ WorkPlanMethod MethodOf(const std::string& name) {
 }
 
 CostModel MakeCost(std::int64_t item_ns, std::int64_t kv_tile_ns, std::int64_t dense_kv_tile_ns,
-                   std::int64_t select_pair_ps, std::int64_t layer_ns) {
-  const CostModel cost{item_ns, kv_tile_ns, dense_kv_tile_ns, select_pair_ps, layer_ns};
+                   std::int64_t select_pair_ps, std::int64_t select_block_ps,
+                   std::int64_t pool_page_ps, std::int64_t layer_ns) {
+  const CostModel cost{item_ns,         kv_tile_ns,   dense_kv_tile_ns, select_pair_ps,
+                       select_block_ps, pool_page_ps, layer_ns};
   Validate(cost);
   return cost;
 }
@@ -53,14 +55,21 @@ void BindCostModel(py::module_& m) {
   py::class_<CostModel>(m, "CostModel", "See shplb.CostModel.")
       .def(py::init(&MakeCost), py::kw_only(), py::arg("item_ns") = d.item_ns,
            py::arg("kv_tile_ns") = d.kv_tile_ns, py::arg("dense_kv_tile_ns") = d.dense_kv_tile_ns,
-           py::arg("select_pair_ps") = d.select_pair_ps, py::arg("layer_ns") = d.layer_ns)
+           py::arg("select_pair_ps") = d.select_pair_ps,
+           py::arg("select_block_ps") = d.select_block_ps, py::arg("pool_page_ps") = d.pool_page_ps,
+           py::arg("layer_ns") = d.layer_ns)
       .def_readonly("item_ns", &CostModel::item_ns, "per work item on one CTA")
       .def_readonly("kv_tile_ns", &CostModel::kv_tile_ns, "per KV tile of an item on one CTA")
       .def_readonly("dense_kv_tile_ns", &CostModel::dense_kv_tile_ns,
                     "per KV tile on the stock path")
       .def_readonly("select_pair_ps", &CostModel::select_pair_ps,
-                    "page selection per (list, visible page) on the whole GPU, picoseconds")
-      .def_readonly("layer_ns", &CostModel::layer_ns, "per layer for having a sparse path at all");
+                    "page selection per (query head, block, visible page), whole GPU, picoseconds")
+      .def_readonly("select_block_ps", &CostModel::select_block_ps,
+                    "page selection per (query head, query block), whole GPU, picoseconds")
+      .def_readonly("pool_page_ps", &CostModel::pool_page_ps,
+                    "pooling of keys per (KV head, page of the context), whole GPU, picoseconds")
+      .def_readonly("layer_ns", &CostModel::layer_ns,
+                    "per layer, launches that a dense layer does not have");
 }
 
 }  // namespace

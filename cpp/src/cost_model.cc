@@ -23,6 +23,8 @@ void Validate(const CostModel& cost) {
   RequireInRange("cost.kv_tile_ns", cost.kv_tile_ns, 1, kMaxRate);
   RequireInRange("cost.dense_kv_tile_ns", cost.dense_kv_tile_ns, 1, kMaxRate);
   RequireInRange("cost.select_pair_ps", cost.select_pair_ps, 0, kMaxRate);
+  RequireInRange("cost.select_block_ps", cost.select_block_ps, 0, 100 * kMaxRate);
+  RequireInRange("cost.pool_page_ps", cost.pool_page_ps, 0, kMaxRate);
   RequireInRange("cost.layer_ns", cost.layer_ns, 0, 1000 * kMaxRate);
 }
 

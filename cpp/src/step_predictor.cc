@@ -13,7 +13,8 @@ StepPredictor::StepPredictor(const StepPlannerConfig& c)
       num_ranks_(c.num_ranks),
       num_ctas_(c.num_ctas),
       max_tokens_(c.max_pages * kPageTokens),
-      lists_per_rank_(c.num_slots * (c.shared_lists ? 1 : c.num_qo_heads / c.num_kv_heads)),
+      kv_heads_per_rank_(c.num_slots),
+      qo_heads_per_rank_(c.num_slots * (c.num_qo_heads / c.num_kv_heads)),
       sink_pages_(c.sink_pages),
       local_pages_(c.local_pages),
       replicas_per_layer_(tables_.cells_per_layer() - c.num_ranks),
@@ -73,9 +74,17 @@ std::int64_t StepPredictor::DenseCost(std::size_t request) const {
   return tables_.DenseLoad(extents_[request]) / num_ctas_ * num_layers_;
 }
 
+SelectionWork StepPredictor::SelectionOf(const Extent& e) const {
+  return {tables_.VisibleSum(e), tables_.EndBlock(e) - tables_.FirstBlock(e),
+          (e.end + kPageTokens - 1) / kPageTokens};
+}
+
 /// Per layer, ns.
-std::int64_t StepPredictor::SelectCost(std::int64_t visible) const {
-  return visible * lists_per_rank_ * cost_.select_pair_ps / 1000;
+std::int64_t StepPredictor::SelectCost(const SelectionWork& work) const {
+  const std::int64_t per_head =
+      (work.pairs * cost_.select_pair_ps + work.blocks * cost_.select_block_ps) / 1000;
+  const std::int64_t per_kv_head = work.pages * cost_.pool_page_ps / 1000;
+  return per_head * qo_heads_per_rank_ + per_kv_head * kv_heads_per_rank_;
 }
 
 void StepPredictor::Choose(StepMode mode, StepPlan* plan) {
@@ -110,7 +119,7 @@ std::int64_t StepPredictor::StepCost(const StepPlan& plan) const {
 bool StepPredictor::PaysAlone(std::size_t request) {
   std::fill(one_.begin(), one_.end(), 0);
   tables_.AddLoads(extents_[request], 1, one_);
-  std::int64_t cost = SelectCost(tables_.VisibleSum(extents_[request])) * num_layers_;
+  std::int64_t cost = SelectCost(SelectionOf(extents_[request])) * num_layers_;
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
     const auto cells =
         std::span(one_).subspan(layer * tables_.cells_per_layer(), tables_.cells_per_layer());
@@ -123,12 +132,12 @@ bool StepPredictor::PaysAlone(std::size_t request) {
 void StepPredictor::Start(const StepPlan& plan) {
   std::fill(sums_.begin(), sums_.end(), 0);
   std::fill(longest_.begin(), longest_.end(), 0);
-  visible_ = 0;
+  selection_ = {};
   for (std::size_t i = 0; i < extents_.size(); ++i) {
     if (plan.sparse[i] == 0) continue;
     tables_.AddLoads(extents_[i], 1, sums_);
     tables_.RaiseLongest(extents_[i], longest_);
-    visible_ += tables_.VisibleSum(extents_[i]);
+    selection_.Add(SelectionOf(extents_[i]));
   }
 }
 
@@ -157,7 +166,7 @@ void StepPredictor::DropStarved(StepPlan* plan) {
 
 /// Prediction for the sparse requests together, before replicated groups are divided by blocks.
 std::int64_t StepPredictor::SparseCost() const {
-  std::int64_t cost = num_layers_ * (cost_.layer_ns + SelectCost(visible_));
+  std::int64_t cost = num_layers_ * (cost_.layer_ns + SelectCost(selection_));
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
     cost += LayerMakespan(layer, sums_);
   }

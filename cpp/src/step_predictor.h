@@ -22,6 +22,19 @@ struct Block {
   std::int32_t unused_tokens;  // of the last visible page
 };
 
+/// What page selection reads, per head.
+struct SelectionWork {
+  std::int64_t pairs = 0;   // (query block, visible page)
+  std::int64_t blocks = 0;  // query blocks
+  std::int64_t pages = 0;   // of the whole contexts
+
+  void Add(const SelectionWork& other) {
+    pairs += other.pairs;
+    blocks += other.blocks;
+    pages += other.pages;
+  }
+};
+
 /// What does not depend on the table contents: which requests run sparse, how replicated groups
 /// are divided, and how long each rank will take. Equal on every rank.
 class StepPredictor {
@@ -50,6 +63,7 @@ class StepPredictor {
   void Start(const StepPlan& plan);
   void DropStarved(StepPlan* plan);
   bool PaysAlone(std::size_t request);
+  SelectionWork SelectionOf(const Extent& e) const;
   void MakeBlocks(const StepPlan& plan);
   void Divide(StepPlan* plan);
   void DivideLayer(std::int64_t layer);
@@ -58,7 +72,7 @@ class StepPredictor {
   std::int64_t StepCost(const StepPlan& plan) const;
   std::int64_t SparseCost() const;
   std::int64_t DenseCost(std::size_t request) const;
-  std::int64_t SelectCost(std::int64_t visible) const;
+  std::int64_t SelectCost(const SelectionWork& work) const;
   std::int64_t LayerMakespan(std::int64_t layer, std::span<const std::int64_t> sums) const;
   std::int64_t MakespanOf(std::int64_t sum, std::int64_t longest) const {
     return std::max((sum + num_ctas_ - 1) / num_ctas_, longest);
@@ -69,7 +83,8 @@ class StepPredictor {
   std::int64_t num_ranks_;
   std::int64_t num_ctas_;
   std::int64_t max_tokens_;
-  std::int64_t lists_per_rank_;
+  std::int64_t kv_heads_per_rank_;
+  std::int64_t qo_heads_per_rank_;
   std::int64_t sink_pages_;
   std::int64_t local_pages_;
   std::int64_t replicas_per_layer_;
@@ -82,7 +97,7 @@ class StepPredictor {
   std::vector<std::int64_t> one_;       // [num_cells]
   std::vector<std::uint32_t> part_;     // [num_cells]
   std::vector<std::int64_t> rank_sum_;  // [num_ranks]
-  std::int64_t visible_ = 0;            // sum of visible pages over sparse blocks
+  SelectionWork selection_;             // of the sparse requests
   std::vector<Block> blocks_;
   std::vector<std::int32_t> cuts_;  // [num_layers, replicas_per_layer]
 };

@@ -48,11 +48,13 @@ class CostModel:
     def __init__(
         self,
         *,
-        item_ns: int = 640,
-        kv_tile_ns: int = 1530,
-        dense_kv_tile_ns: int = 1442,
-        select_pair_ps: int = 119,
-        layer_ns: int = 20000,
+        item_ns: int = 2655,
+        kv_tile_ns: int = 1391,
+        dense_kv_tile_ns: int = 1297,
+        select_pair_ps: int = 53,
+        select_block_ps: int = 13872,
+        pool_page_ps: int = 5222,
+        layer_ns: int = 41086,
     ) -> None: ...
     @property
     def item_ns(self) -> int: ...
@@ -62,6 +64,10 @@ class CostModel:
     def dense_kv_tile_ns(self) -> int: ...
     @property
     def select_pair_ps(self) -> int: ...
+    @property
+    def select_block_ps(self) -> int: ...
+    @property
+    def pool_page_ps(self) -> int: ...
     @property
     def layer_ns(self) -> int: ...
 

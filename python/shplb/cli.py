@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shplb.commands.calibrate import calibrate
 from shplb.commands.doctor import doctor
 from shplb.commands.numbers import parse_numbers
 from shplb.commands.report import report
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(doctor)
+app.command()(calibrate)
 app.command()(simulate)
 app.command()(report)
 app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.")

@@ -52,6 +52,14 @@ def num_pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_SIZE)
 
 
+def visible_pages(prefix: int, new: int, query_block: int) -> int:
+    """Pages that causality lets the query blocks of ``new`` tokens after ``prefix`` see, summed over the blocks."""
+    if new == 0:
+        return 0
+    first, last = prefix // query_block, (prefix + new - 1) // query_block
+    return query_block // PAGE_SIZE * (last * (last + 1) - first * (first + 1)) // 2 + num_pages(prefix + new)
+
+
 class BudgetTable:
     """Pages kept per (layer, query head) as a function of visible pages, tabulated once.
 

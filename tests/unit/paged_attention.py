@@ -9,8 +9,8 @@ class TorchPagedAttention:
 
     num_ctas = 7
 
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.device, self.dtype = torch.device("cpu"), dtype
 
     def run(
         self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, page_indices: torch.Tensor,

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from paged_attention import TorchPagedAttention
-from test_sparse_prefill import DIM, GROUP, HEADS, KV_HEADS, LAYERS, make_plan
+from test_sparse_prefill import DIM, HEADS, KV_HEADS, LAYERS, make_plan
 
 from shplb.planner import CostModel
 from shplb.sglang.backend import SparsePrefillMixin
 from shplb.sglang.batches import sub_batch
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
+from shplb.sglang.step_monitor import StepMonitor
 from shplb.sglang.torch_engine import TorchEngine
 from shplb.sglang.trace import read_trace
 
@@ -48,15 +49,21 @@ def make_batch(prefix: list[int], new: list[int], seed: int) -> tuple[Any, torch
     return batch, table, k_pool, v_pool
 
 
-SPARSE_IS_FREE = CostModel(item_ns=0, kv_tile_ns=1, dense_kv_tile_ns=3000, layer_ns=0, select_pair_ps=0)
+SPARSE_IS_FREE = CostModel(
+    item_ns=0, kv_tile_ns=1, dense_kv_tile_ns=3000, layer_ns=0, select_pair_ps=0, select_block_ps=0, pool_page_ps=0
+)
 
 
-def engine_of(kind: type, table: torch.Tensor, folder: Path | None = None, seed: int = 3) -> Any:
-    plan = make_plan(seed, 192)
+def engine_of(kind: type, table: torch.Tensor, folder: Path | None = None) -> Any:
     if kind is TorchEngine:
-        return TorchEngine(plan, 0, 4096, table, folder)
+        return TorchEngine(make_plan(3, 192), 0, 4096, table, folder)
     # On so short a step the true costs would send all requests to the base.
-    return PagedEngine(plan, 0, 4096, table, TorchPagedAttention(), folder, 64, SPARSE_IS_FREE)
+    return paged_engine(table, SPARSE_IS_FREE, folder)
+
+
+def paged_engine(table: torch.Tensor, cost: CostModel, folder: Path | None = None) -> PagedEngine:
+    monitor = StepMonitor(LAYERS, lambda value: [value], 0)
+    return PagedEngine(make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), folder, 64, cost, monitor)
 
 
 @pytest.mark.parametrize(("prefix", "new"), [([0], [900]), ([640, 0], [333, 700])])
@@ -116,7 +123,7 @@ LAYER = SimpleNamespace(
 def test_mixed_batches_are_shared_with_the_base() -> None:
     prefix, new = [0, 2000, 640], [900, 1, 500]
     batch, table, k_pool, v_pool = make_batch(prefix, new, 5)
-    engine = PagedEngine(make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), None, 64, SPARSE_IS_FREE)
+    engine = paged_engine(table, SPARSE_IS_FREE)
     backend = Backend(engine, table, k_pool, v_pool)
     q = torch.randn(sum(new), HEADS * DIM, generator=torch.Generator().manual_seed(2)) * 2
     kv = torch.zeros(sum(new), KV_HEADS, DIM)
@@ -138,9 +145,7 @@ def test_mixed_batches_are_shared_with_the_base() -> None:
 def test_short_steps_belong_to_the_base() -> None:
     batch, table, k_pool, v_pool = make_batch([0, 64], [300, 200], 8)
     STEP_COUNTERS.start(1)
-    backend = Backend(
-        PagedEngine(make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), None, 64), table, k_pool, v_pool
-    )
+    backend = Backend(paged_engine(table, CostModel()), table, k_pool, v_pool)
     backend.init_forward_metadata(batch)
     assert backend.seen == [batch]
     assert backend.shplb_route is None
@@ -163,4 +168,13 @@ def test_sub_batch_leaves_the_batch_alone() -> None:
     assert (part.batch_size, part.extend_num_tokens, part.seq_lens_sum, part.rids) == (1, 20, 84, ["r1"])
     assert part._attn_output is None
     assert (batch.batch_size, batch._attn_output, batch.extend_seq_lens_cpu) == (2, "whole", [10, 20])
-    assert GROUP * KV_HEADS == HEADS
+
+
+def test_a_chunk_without_tokens_is_a_dense_step_that_counts() -> None:
+    batch, table, k_pool, v_pool = make_batch([0, 64], [900, 200], 9)
+    batch.extend_seq_lens_cpu = [900, 0]
+    STEP_COUNTERS.start(1)
+    backend = Backend(engine_of(PagedEngine, table), table, k_pool, v_pool)
+    backend.init_forward_metadata(batch)
+    assert backend.seen == [batch]
+    assert (STEP_COUNTERS.dense_steps, STEP_COUNTERS.sparse_steps) == (1, 0)

@@ -11,7 +11,7 @@ rank, port, *hashes = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
 import sglang.srt.distributed as sgl
 sgl.get_tp_group = lambda: types.SimpleNamespace(cpu_group=dist.group.WORLD)
-from shplb.sglang.backend import check_same_plan
+from shplb.sglang.ranks import check_same_plan
 for plan_hash in hashes:
     check_same_plan(plan_hash, types.SimpleNamespace(tp_size=2))
     print("agreed on", plan_hash)

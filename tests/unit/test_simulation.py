@@ -95,7 +95,7 @@ def test_placed_is_never_worse_than_contiguous(seed: int) -> None:
         if placed.tp_size == 2:
             assert placed.makespan_s < 0.98 * contiguous.makespan_s
             assert placed.attention_s < contiguous.attention_s < dense.attention_s
-            assert placed.sparse_share > 0.9
+            assert placed.sparse_share > 0.85
 
 
 def test_numbers_are_the_planners() -> None:

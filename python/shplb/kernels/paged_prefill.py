@@ -191,6 +191,13 @@ class PagedPrefill:
         which already hold the new tokens.
         """
         pages = self.select(step, layer, q, k_pool, sm_scale, observe)
+        self.attend(step, layer, pages, q, k_pool, v_pool, sm_scale, out)
+
+    def attend(
+        self, step: PagedStep, layer: int, pages: torch.Tensor, q: torch.Tensor, k_pool: torch.Tensor,
+        v_pool: torch.Tensor, sm_scale: float, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """The second half of :meth:`run`, over ``pages`` from :meth:`select`."""
         self.attention.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
 
 

@@ -12,16 +12,17 @@ import msgspec
 import numpy as np
 import torch
 
+from shplb.kernels.checked_step import CheckedStep
 from shplb.kernels.flashinfer_sm90 import KernelUnavailableError, Sm90Prefill, plan_of_flashinfer
-from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
-from shplb.kernels.reference import attend_pages
 from shplb.kernels.top_pages import LEAST_WIDTH, top_pages
+from shplb.kernels.trial import Shape, Step, TrialStep
 from shplb.plan import ServingPlan
-from shplb.planner import StepPlanner, plan_work, work_plan_bytes
-from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
+from shplb.planner import plan_work, work_plan_bytes
+from shplb.sparsity import PAGE_SIZE, SparsityRule, num_pages
 
 _TOKENS = 3001  # of the step that is compared; ends within a page and a query block
 _WORST_ERROR = {torch.bfloat16: 1e-2, torch.float16: 3e-3}  # relative; measured: 3e-3 and 4e-4
+_MOST_LOST_MASS = 1e-2  # of what the definition keeps; ties and float16 differ by far less
 _TABLE_NAMES = ("qo_tile_indices", "qo_indptr", "kv_indptr", "qo_len", "kv_len", "head_indices")
 
 _checked: dict[tuple[object, ...], Sm90Prefill] = {}
@@ -76,73 +77,22 @@ def _items(buffer: np.ndarray, plan_info: list[int], num_ctas: int) -> Counter[t
 
 def check_sparse_step(kernel: Sm90Prefill, rule: SparsityRule, num_qo_heads: int, num_kv_heads: int) -> None:
     """Run one sparse step of this shape over scattered pages and compare a few blocks with plain torch."""
-    device, head_dim = kernel.device, kernel.head_dim
-    generator = torch.Generator(device=device).manual_seed(1)
-    pages = num_pages(_TOKENS)
-    order = torch.randperm(pages, generator=generator, device=device)
-    table = (order[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE, device=device)).view(1, -1).int()
-
-    def random(tokens: int, heads: int) -> torch.Tensor:
-        return torch.randn(tokens, heads, head_dim, generator=generator, device=device, dtype=kernel.dtype)
-
-    q = random(_TOKENS, num_qo_heads)
-    k_pool, v_pool = random(pages * PAGE_SIZE, num_kv_heads), random(pages * PAGE_SIZE, num_kv_heads)
-    prefill = _small_prefill(kernel, rule, num_qo_heads, num_kv_heads, pages)
-    zeros = torch.zeros(1, dtype=torch.int64, device=device)
-    step = prefill.begin_step([0], [_TOKENS], table, zeros, zeros + _TOKENS, "sparse")
-    assert step is not None
-    out, seen = torch.full_like(q, float("nan")), []
-    prefill.run(step, 0, q, k_pool, v_pool, head_dim**-0.5, out, lambda kept, _: seen.append(kept))
-    slots = table[0, :_TOKENS].long()
-    error = _worst_error(step, seen[0], q, k_pool[slots], v_pool[slots], out)
-    if not error <= _WORST_ERROR[kernel.dtype]:
+    everywhere = msgspec.structs.replace(rule, dense_below_tokens=0)
+    shape = Shape(num_qo_heads, num_kv_heads, kernel.head_dim)
+    trial = TrialStep(kernel, everywhere, shape, Step(0, _TOKENS), np.linspace(0.1, 0.6, num_qo_heads), seed=1)
+    trial.run()
+    worst = CheckedStep(trial).worst()
+    if not worst.lost_mass <= _MOST_LOST_MASS:
         raise KernelUnavailableError(
-            f"the sm90 kernel's output differs from dense attention over the same pages by {error:.1e}, expected at "
-            f"most {_WORST_ERROR[kernel.dtype]:.0e}; install flashinfer-python 0.6.12 and shplb again, and clear "
+            f"page selection keeps {worst.lost_mass:.1e} less estimated mass than its definition, expected at most "
+            f"{_MOST_LOST_MASS:.0e}; install the pinned triton and shplb again, and clear ~/.triton/cache."
+        )
+    if not worst.error <= _WORST_ERROR[kernel.dtype]:
+        raise KernelUnavailableError(
+            f"the sm90 kernel's output differs from dense attention over the same pages by {worst.error:.1e}, expected "
+            f"at most {_WORST_ERROR[kernel.dtype]:.0e}; install flashinfer-python 0.6.12 and shplb again, and clear "
             "FlashInfer's cache with `flashinfer clear-cache`."
         )
-
-
-def _small_prefill(
-    kernel: Sm90Prefill, rule: SparsityRule, num_qo_heads: int, num_kv_heads: int, pages: int
-) -> PagedPrefill:
-    shares = np.linspace(0.1, 0.6, num_qo_heads)[None, :, None]
-    everywhere = msgspec.structs.replace(rule, dense_below_tokens=0)
-    keep = BudgetTable(shares, np.array([PAGE_SIZE]), everywhere, pages * PAGE_SIZE).pages
-    planner = StepPlanner(
-        num_kv_heads=num_kv_heads, head_dim=kernel.head_dim, keep_pages=keep,
-        slot_groups=np.arange(num_kv_heads, dtype=np.int32).reshape(1, 1, -1), rank=0, sink_pages=rule.sink_pages,
-        local_pages=rule.local_pages, num_ctas=kernel.num_ctas,
-    )  # fmt: skip
-    return PagedPrefill(
-        planner, kernel, rule, num_list_heads=num_qo_heads, group_size=num_qo_heads // num_kv_heads,
-        device=kernel.device, usual_new_tokens=_TOKENS,
-    )  # fmt: skip
-
-
-def _worst_error(
-    step: PagedStep, pages: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
-) -> float:
-    """Largest relative error over the heads of the first, a middle and the last block; NaN if the output holds any."""
-    plan, group_size = step.plan, q.shape[1] // k.shape[1]
-    indptr = step.list_indptr(0).tolist()
-    first_rows, lens = (
-        step.blocks(offset).tolist() for offset in (plan.block_first_row_offset, plan.block_qo_len_offset)
-    )
-    if not torch.isfinite(out).all():
-        return float("nan")
-    worst = 0.0
-    for block in {0, plan.num_blocks // 2, plan.num_blocks - 1}:
-        rows = slice(first_rows[block], first_rows[block] + lens[block])
-        for head in range(q.shape[1]):
-            at = head * plan.num_blocks + block
-            kept = pages[indptr[at] : indptr[at + 1]].long()
-            group = head // group_size
-            expected = attend_pages(
-                q[rows, head].float(), k[:, group].float(), v[:, group].float(), kept, rows.start, q.shape[2] ** -0.5
-            )
-            worst = max(worst, ((out[rows, head].float() - expected).norm() / expected.norm()).item())
-    return worst
 
 
 def warm_up_widths(rule: SparsityRule, num_qo_heads: int, max_tokens: int, device: torch.device) -> None:

@@ -5,6 +5,7 @@ The wrapping class has the base's class as its base, so every attribute, method 
 on stays; decode, CUDA graphs and dense steps are the base backend's own code.
 """
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from shplb.kernels.self_check import checked_kernel
 from shplb.plan import ServingPlan
 from shplb.sglang.active_plan import load_plan
 from shplb.sglang.batches import Route, is_prefill
+from shplb.sglang.environment import Environment
+from shplb.sglang.gpu_rates import served_cost
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
 from shplb.sglang.plugin import require_active
+from shplb.sglang.ranks import check_same_plan, gather
 from shplb.sglang.refusal import StartRefusedError
+from shplb.sglang.step_monitor import StepMonitor
 from shplb.sglang.tokens import write_kv
 from shplb.sglang.torch_engine import TorchEngine
 
@@ -128,22 +133,15 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
         except KernelUnavailableError as error:
             raise StartRefusedError(str(error)) from None
         chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
-        return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk)
+        environment = Environment.read()
+        monitor = StepMonitor(plan.model.num_layers, functools.partial(gather, runner), environment.sample_every)
+        return PagedEngine(
+            plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk, served_cost(plan, runner),
+            monitor, environment.path,
+        )  # fmt: skip
     if device.type == "cuda":
         logger.warning(
             "S-HPLB: no sm90 kernel for %s and %s over a %s KV cache; sparse layers run in plain torch, which is slow",
             torch.cuda.get_device_name(device), runner.dtype, runner.kv_cache_dtype,
         )  # fmt: skip
     return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
-
-
-def check_same_plan(plan_hash: str, runner: Any) -> None:
-    """All ranks must have read the same plan, or they would place heads differently; StartRefusedError if not."""
-    if runner.tp_size == 1:
-        return
-    from sglang.srt.distributed import get_tp_group
-
-    hashes: list[str | None] = [None] * runner.tp_size
-    torch.distributed.all_gather_object(hashes, plan_hash, group=get_tp_group().cpu_group)
-    if len(set(hashes)) > 1:
-        raise StartRefusedError(f"ranks read different plans ({hashes}); give every node the same --shplb-plan file.")

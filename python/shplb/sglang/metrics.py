@@ -37,6 +37,36 @@ class LayerLoads:
         return self.slowest * len(self.ranks) / total if total else 1.0
 
 
+class SampledTimes:
+    """GPU time of sampled sparse steps, ms, summed over layers and steps."""
+
+    def __init__(self, tp_size: int) -> None:
+        self.steps = 0
+        self.selection = np.zeros(tp_size)
+        self.attention = np.zeros(tp_size)
+        self.slowest = 0.0  # of attention: the slowest rank of every layer
+        self.predicted = 0.0  # the same, by the cost model
+
+    def add(self, selection_ms: np.ndarray, attention_ms: np.ndarray, predicted_ns: np.ndarray) -> None:
+        """float64 [num_layers, tp_size] twice, and int64 of that shape."""
+        self.steps += 1
+        self.selection += selection_ms.sum(axis=0)
+        self.attention += attention_ms.sum(axis=0)
+        self.slowest += float(attention_ms.max(axis=1).sum())
+        self.predicted += float(predicted_ns.max(axis=1).sum()) / 1e6
+
+    def report(self) -> dict[str, Any]:
+        if not self.steps:
+            return {"sampled_steps": 0}
+        return {
+            "sampled_steps": self.steps,
+            "selection_ms_per_step": (self.selection / self.steps).tolist(),
+            "attention_ms_per_step": (self.attention / self.steps).tolist(),
+            "measured_bubble": 1.0 - float(self.attention.mean()) / self.slowest,
+            "predicted_over_measured": self.predicted / self.slowest,
+        }
+
+
 class StepCounters:
     """Sums over prefill steps; the work unit is one (query row, key page) pair per query head."""
 
@@ -50,6 +80,7 @@ class StepCounters:
         self.plan_ns = 0
         self.placed = LayerLoads(1)
         self.contiguous = LayerLoads(1)
+        self.sampled = SampledTimes(1)
         self.exporter: StepExporter | None = None
 
     def start(
@@ -68,6 +99,7 @@ class StepCounters:
         self.__init__()  # type: ignore[misc]
         self.facts = facts
         self.placed, self.contiguous = LayerLoads(tp_size), LayerLoads(tp_size)
+        self.sampled = SampledTimes(tp_size)
         if export:
             from shplb.sglang.prometheus import make_exporter
 
@@ -97,9 +129,16 @@ class StepCounters:
         self.plans += 1
         self.plan_ns += plan_ns
 
+    def add_measured(self, selection_ms: np.ndarray, attention_ms: np.ndarray, predicted_ns: np.ndarray) -> None:
+        """Time on the GPU of a sampled step, per layer and rank; predicted: of attention alone."""
+        self.sampled.add(selection_ms, attention_ms, predicted_ns)
+        if self.exporter is not None:
+            self.exporter.update_sampled(self.sampled)
+
     def report(self) -> dict[str, Any]:
         return {
             **self.facts,
+            **self.sampled.report(),
             "sparse_steps": self.sparse_steps,
             "dense_steps": self.dense_steps,
             "computed_row_pages": self.computed,

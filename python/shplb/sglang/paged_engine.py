@@ -12,12 +12,13 @@ import torch
 from shplb.kernels.flashinfer_sm90 import Sm90Prefill
 from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.plan import ServingPlan
-from shplb.planner import CostModel, StepPlanner
+from shplb.planner import CostModel, Mode, StepPlanner
 from shplb.sglang.batches import DensePart, Route, sub_batch
 from shplb.sglang.metadata import cut_query_blocks
 from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.step_monitor import StepMonitor
 from shplb.sglang.trace import StepTrace
-from shplb.sparsity import num_pages
+from shplb.sparsity import num_pages, visible_pages
 
 
 def planning_threads(tp_size: int) -> int:
@@ -30,13 +31,14 @@ class PagedEngine:
 
     def __init__(
         self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor, attention: Sm90Prefill,
-        trace_dir: Path | None, usual_new_tokens: int, cost: CostModel | None = None,
+        trace_dir: Path | None, usual_new_tokens: int, cost: CostModel, monitor: StepMonitor, path: Mode = "auto",
     ) -> None:  # fmt: skip
         self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
+        self._monitor, self._path = monitor, path
         model, device = plan.model, attention.device
         keep_pages = plan.budget_table(max_tokens).pages
 
-        def planner(order: np.ndarray) -> StepPlanner:
+        def planner(order: np.ndarray, num_threads: int) -> StepPlanner:
             return StepPlanner(
                 num_kv_heads=model.num_kv_heads,
                 head_dim=model.head_dim,
@@ -47,19 +49,19 @@ class PagedEngine:
                 local_pages=plan.rule.local_pages,
                 num_ctas=attention.num_ctas,
                 cost=cost,
-                num_threads=planning_threads(plan.tp_size),
+                num_threads=num_threads,
             )
 
         placed = plan.physical_to_logical
         straight = np.tile(np.arange(model.num_kv_heads, dtype=np.int32), (model.num_layers, 1))
         # What stock sharding would make of the same step; predictions only.
-        self._contiguous = planner(straight) if plan.permutes else None
+        self._contiguous = planner(straight, 1) if plan.permutes else None
         self._local_heads = plan.local_qo_heads(rank)
         self._step: PagedStep | None = None
         self._trace: StepTrace | None = None
         self._lens: tuple[list[int], list[int]] = ([], [])
         self.prefill = PagedPrefill(
-            planner(placed), attention, plan.rule,
+            planner(placed, planning_threads(plan.tp_size)), attention, plan.rule,
             num_list_heads=model.num_qo_heads // plan.tp_size, group_size=model.group_size, device=device,
             usual_requests=64, usual_new_tokens=usual_new_tokens,
         )  # fmt: skip
@@ -68,12 +70,17 @@ class PagedEngine:
         """Plan an extend batch; None: the base backend runs it."""
         prefix, new = list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu)
         self._step = self._trace = None
-        if min(new) < 1:  # SGLang can leave a chunk without a token in a mixed batch
-            return None
         start = time.perf_counter_ns()
-        step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
-        STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)
+        step = None
+        if min(new) > 0:  # SGLang can leave a chunk without a token in a mixed batch
+            step = self.prefill.begin_step(
+                prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens, self._path
+            )
         self._count(step, prefix, new)
+        self._monitor.begin_step(
+            prefix, new, None if step is None else step.plan, timed=step is not None and step.dense_rows is None
+        )
+        STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)
         if step is None:
             return None
         self._step, self._lens = step, (prefix, new)
@@ -96,25 +103,31 @@ class PagedEngine:
             def observe(pages: torch.Tensor, scores: torch.Tensor) -> None:
                 self._add_to_trace(layer, pages, scores)
 
-        self.prefill.run(self._step, layer, q, k_pool, v_pool, sm_scale, out, observe)
+        if not self._monitor.sampling:
+            self.prefill.run(self._step, layer, q, k_pool, v_pool, sm_scale, out, observe)
+            return
+        self._monitor.mark()
+        pages = self.prefill.select(self._step, layer, q, k_pool, sm_scale, observe)
+        self._monitor.mark()
+        self.prefill.attend(self._step, layer, pages, q, k_pool, v_pool, sm_scale, out)
+        self._monitor.mark()
 
     def _count(self, step: PagedStep | None, prefix: list[int], new: list[int]) -> None:
         """Count in (query row, key page) pairs of this rank, where a block counts as whole."""
         model, rows = self.plan.model, self.plan.rule.query_block
         per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
-        visible = [0] * len(new)
-        for block in cut_query_blocks(prefix, new, rows):
-            visible[block.request] += num_pages(block.end_row)
+        visible = [visible_pages(p, n, rows) for p, n in zip(prefix, new, strict=True)]
         causal = sum(visible) * per_layer
-        idle = np.zeros((model.num_layers, self.plan.tp_size), dtype=np.int64)
         if step is None:
+            idle = np.zeros((model.num_layers, self.plan.tp_size), dtype=np.int64)
             STEP_COUNTERS.add_step(dense=True, computed=causal, causal=causal, placed=idle, contiguous=idle)
             return
-        dense = sum(pages for pages, sparse in zip(visible, step.plan.sparse.tolist(), strict=True) if not sparse)
+        sparse = step.plan.sparse.astype(bool)
+        dense = sum(pages for pages, ours in zip(visible, sparse.tolist(), strict=True) if not ours)
         placed = contiguous = step.plan.rank_makespan_ns
         if self._contiguous is not None:
-            lens = np.array(prefix, dtype=np.int64), np.array(new, dtype=np.int64)
-            contiguous = self._contiguous.predict(*lens).rank_makespan_ns
+            ours = np.array(prefix, dtype=np.int64)[sparse], np.array(new, dtype=np.int64)[sparse]
+            contiguous = self._contiguous.predict(*ours, "sparse").rank_makespan_ns
         computed = int(step.plan.list_pages.sum()) * rows + dense * per_layer
         STEP_COUNTERS.add_step(dense=False, computed=computed, causal=causal, placed=placed, contiguous=contiguous)
 

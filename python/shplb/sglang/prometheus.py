@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shplb.sglang.metrics import StepCounters
+    from shplb.sglang.metrics import SampledTimes, StepCounters
 
 
 class StepExporter:
@@ -45,7 +45,26 @@ class StepExporter:
         self._sparse_steps = counter("shplb_sparse_steps_total", "Prefill steps with sparse attention.")
         self._dense_steps = counter("shplb_dense_steps_total", "Prefill steps left to the base backend.")
         self._plan_seconds = counter("shplb_plan_seconds_total", "CPU time of planning prefill steps.")
+        self._attention_ms = gauge(
+            "shplb_attention_ms", "GPU time of a sampled step's sparse attention, all layers; mean.", of_rank
+        )
+        self._selection_ms = gauge(
+            "shplb_selection_ms", "GPU time of a sampled step's page selection, all layers; mean.", of_rank
+        )
+        self._measured_bubble = gauge(
+            "shplb_measured_bubble", "Share of attention time that ranks wait for the slowest, sampled steps.", labels
+        )
+        self._predicted_over_measured = gauge(
+            "shplb_predicted_over_measured", "Attention time by the cost model over that measured.", labels
+        )
         self._seen = (0, 0, 0)
+
+    def update_sampled(self, sampled: "SampledTimes") -> None:
+        report = sampled.report()
+        self._attention_ms.set(report["attention_ms_per_step"][self.rank])
+        self._selection_ms.set(report["selection_ms_per_step"][self.rank])
+        self._measured_bubble.set(report["measured_bubble"])
+        self._predicted_over_measured.set(report["predicted_over_measured"])
 
     def update(self, counters: "StepCounters") -> None:
         """At most five writes to mapped memory, since it is called in every step."""

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Once in many steps, ranks compare what they planned and, when sampling is on, how long attention took.
+
+Ranks plan alike from the same lengths, so they come here at the same steps. Nothing waits for the GPU: a sample is
+collected when the next one is due.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from shplb.planner import StepPlan
+from shplb.sglang.metrics import STEP_COUNTERS
+
+#: Planned steps between two comparisons: one small message between CPUs, about 0.2 ms.
+CHECK_EVERY = 256
+
+
+class StepMonitor:
+    """One per rank."""
+
+    def __init__(self, num_layers: int, gather: Callable[[Any], list[Any]], sample_every: int) -> None:
+        """gather: a value of every rank, by rank; sample_every: sparse steps from one timed step to the next, or 0."""
+        self._gather, self._sample_every = gather, sample_every
+        self._layers = num_layers
+        self._checksum = self._planned = self._sparse = 0
+        self._events: list[torch.cuda.Event] = []
+        self._predicted: np.ndarray | None = None
+        self.sampling = False
+
+    def begin_step(self, prefix: list[int], new: list[int], plan: StepPlan | None, *, timed: bool) -> None:
+        """Count a planned step; plan: None where it is dense; timed: all of its attention is ours.
+
+        Raises:
+            RuntimeError: ranks planned different steps.
+        """
+        self._planned += 1
+        self._checksum = zlib.crc32(np.array([prefix, new], dtype=np.int64).tobytes(), self._checksum)
+        if plan is not None:
+            self._checksum = zlib.crc32(plan.rank_makespan_ns.tobytes() + plan.sparse.tobytes(), self._checksum)
+        self.sampling = False
+        due = False
+        if plan is not None and self._sample_every:
+            self._sparse += 1
+            due = self._sparse % self._sample_every == 0
+        if due or self._planned % CHECK_EVERY == 0:
+            self._exchange()
+        if due and timed and plan is not None:
+            self.sampling, self._predicted, self._events = True, plan.rank_makespan_ns, []
+
+    def mark(self) -> None:
+        """Three times per layer of a sampled step: before selection, before attention, after it."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)
+
+    def _exchange(self) -> None:
+        mine = self._collect()
+        answers = self._gather((self._checksum, mine))
+        if len({checksum for checksum, _ in answers}) > 1:
+            raise RuntimeError("S-HPLB: ranks planned different steps; this is a bug, please report it with the log.")
+        times = [times for _, times in answers]
+        if any(own is None for own in times):
+            return
+        assert self._predicted is not None
+        selection, attention = np.stack(times, axis=-1)
+        STEP_COUNTERS.add_measured(selection, attention, self._predicted)
+        self._predicted = None
+
+    def _collect(self) -> np.ndarray | None:
+        """float64 [2, num_layers], ms of selection and attention in the last timed step; None without one."""
+        events, self._events = self._events, []
+        if len(events) != 3 * self._layers or self._predicted is None:
+            return None
+        events[-1].synchronize()  # of a step long ago
+        spans = [[events[at].elapsed_time(events[at + 1]) for at in range(part, len(events), 3)] for part in (0, 1)]
+        return np.array(spans)
