@@ -27,6 +27,7 @@ _FIELDS = (
 )  # fmt: skip
 # An item this long may decide how long its step takes; such steps say little about the sums.
 _STARVED = 3
+_MOST_NS = 100_000  # that the core takes as a rate
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -93,11 +94,14 @@ def fields_of(cost: CostModel) -> dict[str, int]:
     return {name: getattr(cost, name) for name in _FIELDS}
 
 
-def default_cost(base: str) -> CostModel:
+def default_cost(base: str, *, public: bool = False) -> CostModel:
     """Rates measured on an H200 at head_dim 128, four query heads to a KV head; ``base``: fa3 or flashinfer.
 
     Dense attention by flashinfer (fa2) takes nearly twice as long, launches as long as ours.
+    public: lists run through FlashInfer's public wrapper, whose planning on the CPU (about 4 us per list) then decides.
     """
+    if public:
+        return CostModel(item_ns=_MOST_NS, kv_tile_ns=2377, dense_kv_tile_ns=2377, layer_ns=3_000_000)
     return CostModel(dense_kv_tile_ns=2377, layer_ns=0) if base == "flashinfer" else CostModel()
 
 

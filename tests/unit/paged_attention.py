@@ -3,6 +3,9 @@
 
 import torch
 
+from shplb.kernels.flashinfer_sm90 import paged
+from shplb.kernels.paged_prefill import PagedStep
+
 
 class TorchPagedAttention:
     """Stands in for Sm90Prefill where there is no GPU."""
@@ -11,6 +14,12 @@ class TorchPagedAttention:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = torch.device("cpu"), dtype
+
+    def run_layer(
+        self, step: PagedStep, layer: int, pages: torch.Tensor, q: torch.Tensor, k_pool: torch.Tensor,
+        v_pool: torch.Tensor, sm_scale: float, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        self.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
 
     def run(
         self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, page_indices: torch.Tensor,

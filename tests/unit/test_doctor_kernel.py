@@ -93,7 +93,7 @@ def test_not_needed(machine: Machine, tmp_path: Path, monkeypatch: pytest.Monkey
     assert (found.level, "not needed without an NVIDIA GPU" in found.text) == ("note", True)
     machine("8.0", "8.0", nvcc=False)
     found = check(tmp_path)
-    assert (found.level, "on 8.0, sparse layers run in plain torch" in found.text) == ("note", True)
+    assert (found.level, "on 8.0, FlashInfer's public wrapper is used" in found.text) == ("note", True)
 
 
 def test_first_start_and_ahead_of_time(machine: Machine, tmp_path: Path) -> None:

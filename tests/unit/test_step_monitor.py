@@ -100,9 +100,11 @@ def test_steps_shared_with_the_base_are_not_timed() -> None:
     assert not monitor.sampling
 
 
-@pytest.mark.parametrize(("name", "value"), [("SHPLB_PATH", "fast"), ("SHPLB_SAMPLE_EVERY", "-1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("SHPLB_PATH", "fast"), ("SHPLB_SAMPLE_EVERY", "-1"), ("SHPLB_KERNEL", "fa4")]
+)
 def test_a_wrong_switch_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    assert Environment.read() == ("auto", 0)
+    assert Environment.read() == Environment()
     monkeypatch.setenv(name, value)
     with pytest.raises(StartRefusedError, match=rf"{name} is '{value}', expected "):
         Environment.read()

@@ -66,8 +66,8 @@ def _not_needed(capabilities: set[str]) -> Finding:
     if not capabilities:
         return Finding(_AREA, "note", "FlashInfer's sm90 prefill module is not needed without an NVIDIA GPU")
     found = ", ".join(sorted(capabilities))
-    text = f"the sm90 kernel is for compute capability {_CAPABILITY}; on {found}, sparse layers run in plain torch"
-    return Finding(_AREA, "note", f"{text}, which is slow")
+    text = f"the sm90 kernel is for compute capability {_CAPABILITY}; on {found}, FlashInfer's public wrapper is used"
+    return Finding(_AREA, "note", f"{text}, which pays from longer contexts on")
 
 
 def _not_served(prebuild: bool) -> Finding:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from shplb.kernels.paged_prefill import paged
+from shplb.kernels.flashinfer_sm90 import paged
 from shplb.kernels.trial import Pool, Shape, Step
 from shplb.sparsity import PAGE_SIZE
 

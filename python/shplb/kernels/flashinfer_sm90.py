@@ -10,13 +10,17 @@ checks in :meth:`Sm90Prefill.run` (the kernel makes none) and the self-check at 
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 
 from shplb.errors import UserError
+from shplb.sparsity import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from shplb.kernels.paged_prefill import PagedStep
 
 FLASHINFER_VERSION = "0.6.12"
 HEAD_DIMS = (64, 128, 256)
@@ -114,6 +118,20 @@ class Sm90Prefill:
         # Passed through, never read: the schedule holds all lengths.
         self._unused = torch.zeros(1, dtype=torch.int32, device=device)
 
+    def run_layer(
+        self,
+        step: "PagedStep",
+        layer: int,
+        pages: torch.Tensor,
+        q: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        sm_scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        """As ``PagedPrefill.attend``."""
+        self.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
+
     def run(
         self,
         q: torch.Tensor,
@@ -161,6 +179,12 @@ class Sm90Prefill:
             raise ValueError("page_indices must be dense int32 and workspace uint8")
         if len(plan_info) != 9 or max(plan_info[:8]) >= workspace.numel() or workspace.data_ptr() % 16:
             raise ValueError("plan_info does not belong to this workspace")
+
+
+def paged(pool: torch.Tensor) -> torch.Tensor:
+    """``[pool_tokens, heads, dim]`` as ``[pages, 64, heads, dim]``; a last page that is not whole is left out."""
+    whole = pool.shape[0] // PAGE_SIZE
+    return pool[: whole * PAGE_SIZE].view(whole, PAGE_SIZE, *pool.shape[1:])
 
 
 def plan_of_flashinfer(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shplb.kernels.flashinfer_sm90 import Sm90Prefill
+from shplb.kernels.choice import PagedKernel
 from shplb.kernels.page_mass import TileShape, page_mass
 from shplb.kernels.pooling import pool_keys, pool_queries, runs_of_block
 from shplb.kernels.staging import StagingRing
@@ -29,6 +29,7 @@ class PagedStep:
     plan: StepPlan
     plan_info: list[list[int]]
     workspace: torch.Tensor
+    host: np.ndarray  # the same tables on the CPU, until the buffer is used again two steps later
     total_pages: int  # of the sparse requests, page after page
     max_pages: int  # of the longest of them
     tiles: torch.Tensor
@@ -46,6 +47,12 @@ class PagedStep:
     def words(self, offset: int, count: int) -> torch.Tensor:
         return _words(self.workspace, offset, count)
 
+    def host_words(self, offset: int, count: int) -> np.ndarray:
+        return self.host[offset : offset + 4 * count].view(np.int32)
+
+    def host_blocks(self, offset: int) -> np.ndarray:
+        return self.host_words(offset, self.plan.num_blocks)
+
     def list_indptr(self, layer: int) -> torch.Tensor:
         """int32 [num_lists + 1], where a layer's lists begin and end."""
         return self.words(int(self.plan.list_indptr_offset[layer]), self.plan.num_lists + 1)
@@ -57,7 +64,7 @@ class PagedPrefill:
     def __init__(
         self,
         planner: StepPlanner,
-        attention: Sm90Prefill,
+        attention: PagedKernel,
         rule: SparsityRule,
         *,
         num_list_heads: int,
@@ -110,6 +117,7 @@ class PagedPrefill:
             plan=plan,
             plan_info=plan.plan_info.tolist(),
             workspace=workspace,
+            host=buffer,
             total_pages=int(pages.sum()),
             max_pages=int(pages.max()),
             page_starts=_words(workspace, at[0], len(starts)),
@@ -198,13 +206,7 @@ class PagedPrefill:
         v_pool: torch.Tensor, sm_scale: float, out: torch.Tensor,
     ) -> None:  # fmt: skip
         """The second half of :meth:`run`, over ``pages`` from :meth:`select`."""
-        self.attention.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
-
-
-def paged(pool: torch.Tensor) -> torch.Tensor:
-    """``[pool_tokens, heads, dim]`` as ``[pages, 64, heads, dim]``; a last page that is not whole is left out."""
-    whole = pool.shape[0] // PAGE_SIZE
-    return pool[: whole * PAGE_SIZE].view(whole, PAGE_SIZE, *pool.shape[1:])
+        self.attention.run_layer(step, layer, pages, q, k_pool, v_pool, sm_scale, out)
 
 
 def _words(workspace: torch.Tensor, offset: int, count: int) -> torch.Tensor:

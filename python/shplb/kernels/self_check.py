@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proof at start that the sm90 kernel reads our tables as we write them: fail closed, in one sentence.
+"""Proof at start that FlashInfer's kernel reads our tables as we write them: fail closed, in one sentence.
 
 The layout of the work plan is internal to FlashInfer. So one plan that FlashInfer makes itself is decoded and compared
 with ours item by item, and one sparse step of the served shape is compared with plain torch. Both compile and load what
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from shplb.kernels.checked_step import CheckedStep
+from shplb.kernels.choice import KernelName, PagedKernel, make_kernel
 from shplb.kernels.flashinfer_sm90 import KernelUnavailableError, Sm90Prefill, plan_of_flashinfer
 from shplb.kernels.top_pages import LEAST_WIDTH, top_pages
 from shplb.kernels.trial import Shape, Step, TrialStep
@@ -25,19 +26,20 @@ _WORST_ERROR = {torch.bfloat16: 1e-2, torch.float16: 3e-3}  # relative; measured
 _MOST_LOST_MASS = 1e-2  # of what the definition keeps; ties and float16 differ by far less
 _TABLE_NAMES = ("qo_tile_indices", "qo_indptr", "kv_indptr", "qo_len", "kv_len", "head_indices")
 
-_checked: dict[tuple[object, ...], Sm90Prefill] = {}
+_checked: dict[tuple[object, ...], PagedKernel] = {}
 
 
 def checked_kernel(
-    dtype: torch.dtype, plan: ServingPlan, rank: int, max_tokens: int, device: torch.device
-) -> Sm90Prefill:
+    dtype: torch.dtype, plan: ServingPlan, max_tokens: int, device: torch.device, which: KernelName = "auto"
+) -> PagedKernel:
     """The kernel for the served model, proven on this device once per process; KernelUnavailableError if it fails."""
     model = plan.model
     heads = model.num_qo_heads // plan.tp_size, model.num_kv_heads // plan.tp_size
-    key = (dtype, model.head_dim, heads, rank, device)
+    key = (dtype, model.head_dim, heads, plan.rule, max_tokens, device, which)
     if key not in _checked:
-        kernel = Sm90Prefill(dtype, model.head_dim, device)
-        check_layout(kernel)
+        kernel = make_kernel(dtype, model.head_dim, device, which)
+        if isinstance(kernel, Sm90Prefill):
+            check_layout(kernel)
         check_sparse_step(kernel, plan.rule, *heads)
         warm_up_widths(plan.rule, heads[0], max_tokens, device)
         _checked[key] = kernel
@@ -75,7 +77,7 @@ def _items(buffer: np.ndarray, plan_info: list[int], num_ctas: int) -> Counter[t
     return Counter(zip(*columns, strict=True))
 
 
-def check_sparse_step(kernel: Sm90Prefill, rule: SparsityRule, num_qo_heads: int, num_kv_heads: int) -> None:
+def check_sparse_step(kernel: PagedKernel, rule: SparsityRule, num_qo_heads: int, num_kv_heads: int) -> None:
     """Run one sparse step of this shape over scattered pages and compare a few blocks with plain torch."""
     everywhere = msgspec.structs.replace(rule, dense_below_tokens=0)
     shape = Shape(num_qo_heads, num_kv_heads, kernel.head_dim)
@@ -89,7 +91,7 @@ def check_sparse_step(kernel: Sm90Prefill, rule: SparsityRule, num_qo_heads: int
         )
     if not worst.error <= _WORST_ERROR[kernel.dtype]:
         raise KernelUnavailableError(
-            f"the sm90 kernel's output differs from dense attention over the same pages by {worst.error:.1e}, expected "
+            f"FlashInfer's output differs from dense attention over the same pages by {worst.error:.1e}, expected "
             f"at most {_WORST_ERROR[kernel.dtype]:.0e}; install flashinfer-python 0.6.12 and shplb again, and clear "
             "FlashInfer's cache with `flashinfer clear-cache`."
         )

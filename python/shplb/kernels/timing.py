@@ -7,6 +7,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
+from shplb.kernels.choice import PagedKernel, make_kernel
 from shplb.kernels.dense_baselines import STOCK, UnavailableError
 from shplb.kernels.flashinfer_sm90 import Sm90Prefill
 from shplb.kernels.trial import Shape, Step, TrialStep
@@ -24,7 +25,7 @@ _BUSY_CYCLES = 2_000_000  # about 1 ms
 _KV_TILE = {64: 96, 128: 96, 256: 32}  # tokens, as the core has it
 
 
-def time_steps(kernel: Sm90Prefill, shape: Shape, base: str, max_tokens: int) -> Iterator[Sample]:
+def time_steps(kernel: PagedKernel, shape: Shape, base: str, max_tokens: int) -> Iterator[Sample]:
     """One sample per step of at most ``max_tokens`` and density; dense ones by the backend SGLang calls ``base``.
 
     Raises:
@@ -40,14 +41,16 @@ def time_steps(kernel: Sm90Prefill, shape: Shape, base: str, max_tokens: int) ->
             trial = TrialStep(kernel, rule, shape, step, shares)
             if dense_ns is None:
                 dense_ns = gpu_ns(STOCK[base](shape, step, trial.pool))
-            yield _sample(trial, density, gpu_ns(trial.attend), gpu_ns(trial.select), dense_ns)
+            # The public wrapper plans every layer on the CPU, longer than the GPU may take: that is part of its time.
+            attention_ns = gpu_ns(trial.attend, launched_ahead=isinstance(kernel, Sm90Prefill))
+            yield _sample(trial, density, attention_ns, gpu_ns(trial.select), dense_ns)
 
 
-def gpu_ns(call: Callable[[], object], rounds: int = 15) -> int:
+def gpu_ns(call: Callable[[], object], rounds: int = 15, *, launched_ahead: bool = True) -> int:
     """Median time between first and last kernel, ns, from a cold L2 cache.
 
-    The GPU is kept busy until the CPU has launched everything, as it is in a server: there the CPU runs ahead through
-    the model's other work, while timed alone, short steps would show how fast Python launches kernels.
+    launched_ahead: the GPU is kept busy until the CPU has launched everything, as it is in a server: there the CPU runs
+    ahead through the model's other work. Without that, short steps show how fast Python launches kernels.
     """
     flush = torch.empty(_L2_BYTES, dtype=torch.uint8, device="cuda")
     call()
@@ -56,7 +59,8 @@ def gpu_ns(call: Callable[[], object], rounds: int = 15) -> int:
         span = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         flush.zero_()
-        torch.cuda._sleep(_BUSY_CYCLES)
+        if launched_ahead:
+            torch.cuda._sleep(_BUSY_CYCLES)
         span[0].record()
         call()
         span[1].record()
@@ -95,7 +99,7 @@ def measure_rates(shape: tuple[int, int, int], dtype: str, base: str, max_tokens
     if not torch.cuda.is_available():
         raise ValueError("no GPU was found, and rates are a GPU's; run this on the machine that serves.")
     device = torch.device("cuda", 0)
-    kernel = Sm90Prefill(getattr(torch, dtype), shape[2], device)
+    kernel = make_kernel(getattr(torch, dtype), shape[2], device)
     try:
         samples = list(time_steps(kernel, Shape(*shape), base, max_tokens))
     except UnavailableError as error:

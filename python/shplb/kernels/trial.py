@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shplb.kernels.flashinfer_sm90 import Sm90Prefill
-from shplb.kernels.paged_prefill import PagedPrefill, PagedStep, paged
+from shplb.kernels.choice import PagedKernel
+from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.planner import CostModel, StepPlanner
 from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
 
@@ -59,7 +59,7 @@ class TrialStep:
 
     def __init__(
         self,
-        kernel: Sm90Prefill,
+        kernel: PagedKernel,
         rule: SparsityRule,
         shape: Shape,
         step: Step,
@@ -113,10 +113,8 @@ class TrialStep:
         return self.prefill.select(self.planned, 0, self.pool.q, self.pool.k, self.sm_scale, observe)
 
     def attend(self) -> None:
-        self.kernel.run(
-            self.pool.q, paged(self.pool.k), paged(self.pool.v), self.pages, self.planned.workspace,
-            self.planned.plan_info[0], self.out, self.sm_scale,
-        )  # fmt: skip
+        pool = self.pool
+        self.prefill.attend(self.planned, 0, self.pages, pool.q, pool.k, pool.v, self.sm_scale, self.out)
 
     def run(self) -> None:
         self.prefill.run(self.planned, 0, self.pool.q, self.pool.k, self.pool.v, self.sm_scale, self.out)

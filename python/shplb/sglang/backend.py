@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError, is_sm90
+from shplb.kernels.choice import PagedKernel
+from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError
 from shplb.kernels.self_check import checked_kernel
 from shplb.plan import ServingPlan
 from shplb.sglang.active_plan import load_plan
@@ -124,24 +125,30 @@ class SparsePrefillMixin:
 def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     """The engine for this rank's device; StartRefusedError when its kernels can't be used."""
     args, max_tokens = runner.server_args, runner.model_config.context_len
+    environment = Environment.read()
     trace_dir = Path(args.shplb_trace) if args.shplb_trace else None
     req_to_token = runner.req_to_token_pool.req_to_token
     device = req_to_token.device
-    if is_sm90(device) and runner.dtype == runner.kv_cache_dtype and runner.dtype in DTYPES:
-        try:
-            attention = checked_kernel(runner.kv_cache_dtype, plan, runner.tp_rank, max_tokens, device)
-        except KernelUnavailableError as error:
-            raise StartRefusedError(str(error)) from None
-        chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
-        environment = Environment.read()
-        monitor = StepMonitor(plan.model.num_layers, functools.partial(gather, runner), environment.sample_every)
-        return PagedEngine(
-            plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk, served_cost(plan, runner),
-            monitor, environment.path,
-        )  # fmt: skip
-    if device.type == "cuda":
+    kernel = find_kernel(plan, runner, device, environment) if device.type == "cuda" else None
+    if kernel is None:
+        return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
+    chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
+    monitor = StepMonitor(plan.model.num_layers, functools.partial(gather, runner), environment.sample_every)
+    cost = served_cost(plan, runner, kernel)
+    return PagedEngine(
+        plan, runner.tp_rank, max_tokens, req_to_token, kernel, trace_dir, chunk, cost, monitor, environment.path
+    )
+
+
+def find_kernel(plan: ServingPlan, runner: Any, device: torch.device, environment: Environment) -> PagedKernel | None:
+    """FlashInfer's kernel for this GPU, proven; None, with a warning, where only plain torch is left."""
+    if runner.dtype != runner.kv_cache_dtype or runner.dtype not in DTYPES:
         logger.warning(
-            "S-HPLB: no sm90 kernel for %s and %s over a %s KV cache; sparse layers run in plain torch, which is slow",
-            torch.cuda.get_device_name(device), runner.dtype, runner.kv_cache_dtype,
+            "S-HPLB: no FlashInfer kernel for %s over a %s KV cache; sparse layers run in plain torch, which is slow",
+            runner.dtype, runner.kv_cache_dtype,
         )  # fmt: skip
-    return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
+        return None
+    try:
+        return checked_kernel(runner.dtype, plan, runner.model_config.context_len, device, environment.kernel)
+    except KernelUnavailableError as error:
+        raise StartRefusedError(str(error)) from None

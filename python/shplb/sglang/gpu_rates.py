@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from shplb.container import FileFormatError
+from shplb.kernels.choice import PagedKernel
+from shplb.kernels.flashinfer_public import PublicPrefill
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel
 from shplb.rates import GpuRates, default_cost, fields_of, rates_name
@@ -16,12 +18,12 @@ from shplb.sglang.ranks import gather
 logger = logging.getLogger(__name__)
 
 
-def served_cost(plan: ServingPlan, runner: Any) -> CostModel:
+def served_cost(plan: ServingPlan, runner: Any, kernel: PagedKernel) -> CostModel:
     """Rank 0's, on every rank: ranks must plan alike, and only its machine may have been calibrated."""
-    return CostModel(**gather(runner, fields_of(_found_here(plan, runner)))[0])
+    return CostModel(**gather(runner, fields_of(_found_here(plan, runner, kernel)))[0])
 
 
-def _found_here(plan: ServingPlan, runner: Any) -> CostModel:
+def _found_here(plan: ServingPlan, runner: Any, kernel: PagedKernel) -> CostModel:
     args, model = runner.server_args, plan.model
     base = args.prefill_attention_backend or args.attention_backend
     gpu, dtype = torch.cuda.get_device_name(), str(runner.dtype).removeprefix("torch.")
@@ -33,6 +35,6 @@ def _found_here(plan: ServingPlan, runner: Any) -> CostModel:
             logger.warning("S-HPLB: %s", error)
         if runner.tp_rank == 0:
             logger.info("S-HPLB: sparse or dense is chosen by the rates of an H200; `shplb calibrate` measures yours")
-        return default_cost(base)
+        return default_cost(base, public=isinstance(kernel, PublicPrefill))
     logger.info("S-HPLB: sparse or dense is chosen by the rates measured on this %s", gpu)
     return rates.model

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill steps on GPUs of compute capability 9.0: the C++ planner, Triton page selection, FlashInfer's sm90 kernel."""
+"""Prefill steps on GPUs: the C++ planner, Triton page selection, one of FlashInfer's kernels."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shplb.kernels.flashinfer_sm90 import Sm90Prefill
+from shplb.kernels.choice import PagedKernel
 from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel, Mode, StepPlanner
@@ -30,8 +30,9 @@ class PagedEngine:
     """Sends every request of a step the way that is predicted to end soonest: ours, or the base backend's."""
 
     def __init__(
-        self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor, attention: Sm90Prefill,
-        trace_dir: Path | None, usual_new_tokens: int, cost: CostModel, monitor: StepMonitor, path: Mode = "auto",
+        self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor,
+        attention: PagedKernel, trace_dir: Path | None, usual_new_tokens: int, cost: CostModel,
+        monitor: StepMonitor, path: Mode = "auto",
     ) -> None:  # fmt: skip
         self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
         self._monitor, self._path = monitor, path

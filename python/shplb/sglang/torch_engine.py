@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill steps in plain torch: on machines without a GPU, and on GPUs without the sm90 kernel."""
+"""Prefill steps in plain torch: on machines without a GPU, and for types that FlashInfer has no kernel for."""
 
 from pathlib import Path
 from typing import Any
