@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from shplb.sglang.backend import SparsePrefillMixin
 from shplb.sglang.batches import sub_batch
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
+from shplb.sglang.path_choice import SPARSE_AT_ANY_PRICE
 from shplb.sglang.torch_engine import TorchEngine
 from shplb.sglang.trace import read_trace
 
@@ -145,6 +147,23 @@ def test_short_steps_belong_to_the_base() -> None:
     assert backend.seen == [batch]
     assert backend.shplb_route is None
     assert STEP_COUNTERS.dense_steps == 1
+
+
+def test_forced_paths_leave_single_tokens_alone() -> None:
+    prefix, new = [0, 2000, 640, 3000], [2, 1, 500, 64]
+    batch, table, _, _ = make_batch(prefix, new, 6)
+    plan = make_plan(3, 192)
+    plan = msgspec.structs.replace(plan, budgets=np.ones_like(plan.budgets))
+    paged = PagedEngine(plan, 0, 4096, table, TorchPagedAttention(), None, 64, SPARSE_AT_ANY_PRICE)
+    route = paged.begin(batch)
+    assert route is not None
+    assert route.dense is not None
+    assert route.dense.batch.extend_seq_lens_cpu == [1]
+    assert TorchEngine(plan, 0, 4096, table, None).begin(batch) is None
+    assert TorchEngine(plan, 0, 4096, table, None, forced=True).begin(batch) is not None
+    single, table, _, _ = make_batch([640], [1], 7)
+    assert paged.begin(single) is None
+    assert TorchEngine(plan, 0, 4096, table, None, forced=True).begin(single) is None
 
 
 def test_dummy_batches_belong_to_the_base() -> None:

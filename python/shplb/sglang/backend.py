@@ -18,6 +18,7 @@ from shplb.sglang.active_plan import load_plan
 from shplb.sglang.batches import Route, is_prefill
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
+from shplb.sglang.path_choice import SPARSE_AT_ANY_PRICE, path_choice
 from shplb.sglang.plugin import require_active
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sglang.tokens import write_kv
@@ -72,6 +73,7 @@ class SparsePrefillMixin:
             plan_hash=self.shplb_plan.hash,
             page_size=runner.page_size if hasattr(runner, "page_size") else args.page_size,
             engine=type(self.shplb_engine).__name__,
+            path=path_choice(),
         )
         logger.info(
             "S-HPLB: prefill at density %.3g (%s budgets), plan %s",
@@ -121,6 +123,7 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     args, max_tokens = runner.server_args, runner.model_config.context_len
     trace_dir = Path(args.shplb_trace) if args.shplb_trace else None
     req_to_token = runner.req_to_token_pool.req_to_token
+    forced = path_choice() == "sparse"
     device = req_to_token.device
     if is_sm90(device) and runner.dtype == runner.kv_cache_dtype and runner.dtype in DTYPES:
         try:
@@ -128,13 +131,14 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
         except KernelUnavailableError as error:
             raise StartRefusedError(str(error)) from None
         chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
-        return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk)
+        cost = SPARSE_AT_ANY_PRICE if forced else None
+        return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, attention, trace_dir, chunk, cost)
     if device.type == "cuda":
         logger.warning(
             "S-HPLB: no sm90 kernel for %s and %s over a %s KV cache; sparse layers run in plain torch, which is slow",
             torch.cuda.get_device_name(device), runner.dtype, runner.kv_cache_dtype,
         )  # fmt: skip
-    return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
+    return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir, forced)
 
 
 def check_same_plan(plan_hash: str, runner: Any) -> None:

@@ -20,6 +20,7 @@ from shplb.sglang.active_plan import (
     local_model_dir,
 )
 from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
+from shplb.sglang.path_choice import path_choice
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
@@ -63,6 +64,7 @@ def check_supported(args: Any) -> None:
         raise StartRefusedError("--shplb-* flags were given without --enable-shplb; add --enable-shplb or drop them.")
     _check_version()
     require_found()
+    path_choice()
     check_features(args)
     _check_base_backend(args)
     check_page_size(args)

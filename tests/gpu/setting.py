@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of the server tests: on the GPU, and for a trial of the tests themselves on a machine without one."""
+
+import os
+from dataclasses import dataclass, field
+
+#: Set to 1, the server tests run on the CPU: small, in float32, on the first layers of the model.
+TRIAL_VARIABLE = "SHPLB_SERVER_TRIAL"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options of every server and sizes of every test.
+
+    Attributes:
+        near_tie: nats between the best token and another one, below which rounding may choose either.
+        num_prompts: prompts that are compared with stock.
+        longest_tokens: of these and of the mixed requests.
+        new_tokens: greedy tokens that are compared for each prompt.
+        pool_tokens: KV pool of the servers that are put under pressure.
+        full_pool_options: of the server whose pool one prompt fills.
+    """
+
+    device: str
+    near_tie: float
+    num_prompts: int
+    longest_tokens: int
+    new_tokens: int
+    num_requests: int
+    concurrency: int
+    pool_tokens: int
+    options: list[str]
+    full_pool_options: list[str]
+    stock_options: list[str] = field(default_factory=list)
+
+
+GPU = Setting(
+    device="cuda",
+    near_tie=0.25,
+    num_prompts=200,
+    longest_tokens=6000,
+    new_tokens=4,
+    num_requests=500,
+    concurrency=32,
+    pool_tokens=24576,
+    # With logits in bfloat16 every sixteenth of a nat is a tie; in float32 the gap between two tokens is what it is.
+    options=["--dtype", "bfloat16", "--enable-fp32-lm-head", "--chunked-prefill-size", "2048",
+             "--cuda-graph-max-bs", "32"],
+    # One row of the request table is as long as the context, and its bytes come on top of the pool's.
+    full_pool_options=["--mem-fraction-static", "0.9", "--max-running-requests", "8", "--cuda-graph-max-bs", "8"],
+)  # fmt: skip
+
+TRIAL = Setting(
+    device="cpu",
+    near_tie=0.01,
+    num_prompts=12,
+    longest_tokens=700,
+    new_tokens=4,
+    num_requests=16,
+    concurrency=4,
+    pool_tokens=1536,
+    options=["--dtype", "float32", "--chunked-prefill-size", "512"],
+    full_pool_options=["--dtype", "float32", "--max-total-tokens", "3000", "--context-length", "4096"],
+    stock_options=["--attention-backend", "torch_native"],  # SGLang's own choice needs AMX
+)  # fmt: skip
+
+
+def is_trial() -> bool:
+    return os.environ.get(TRIAL_VARIABLE) == "1"
+
+
+SETTING = TRIAL if is_trial() else GPU
