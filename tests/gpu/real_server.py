@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from setting import SETTING
+from setting import SETTING, machine_options
 
 from shplb.sglang.launch import Server
 from shplb.sglang.path_choice import PATH_VARIABLE
@@ -45,10 +45,9 @@ def serving(
     forced: every prefill of more than one token takes the sparse path, whether or not that is faster.
     """
     ours = ["--enable-shplb", "--shplb-plan", str(plan)] if plan else SETTING.stock_options
+    given = [*ours, "--skip-server-warmup", *options, *machine_options()]
     env = {PATH_VARIABLE: "sparse"} if forced else None
-    with Server(
-        model, log, tp_size=tp_size, device=SETTING.device, options=[*ours, "--skip-server-warmup", *options], env=env
-    ) as running:
+    with Server(model, log, tp_size=tp_size, device=SETTING.device, options=given, env=env) as running:
         running.wait_ready(600.0)
         yield running
         end(running)

@@ -2,10 +2,13 @@
 """Sizes of the server tests: on the GPU, and for a trial of the tests themselves on a machine without one."""
 
 import os
+import shlex
 from dataclasses import dataclass, field
 
 #: Set to 1, the server tests run on the CPU: small, in float32, on the first layers of the model.
 TRIAL_VARIABLE = "SHPLB_SERVER_TRIAL"
+#: Options that this machine's GPUs need in every server, as in a shell: "--disable-custom-all-reduce".
+OPTIONS_VARIABLE = "SHPLB_SERVER_OPTIONS"
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,17 @@ TRIAL = Setting(
     pool_tokens=1536,
     options=["--dtype", "float32", "--chunked-prefill-size", "512"],
     full_pool_options=["--dtype", "float32", "--max-total-tokens", "3000", "--context-length", "4096"],
-    stock_options=["--attention-backend", "torch_native"],  # SGLang's own choice needs AMX
+    # SGLang's own choice of a backend needs AMX, and its own pool would take nearly all memory.
+    stock_options=["--attention-backend", "torch_native", "--max-total-tokens", "8000"],
 )  # fmt: skip
 
 
 def is_trial() -> bool:
     return os.environ.get(TRIAL_VARIABLE) == "1"
+
+
+def machine_options() -> list[str]:
+    return shlex.split(os.environ.get(OPTIONS_VARIABLE, ""))
 
 
 SETTING = TRIAL if is_trial() else GPU
