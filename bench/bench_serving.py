@@ -233,7 +233,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     args.vocabulary, longest = config["vocab_size"], config.get("max_position_embeddings", 1 << 30)
-    most = max(args.lengths[-1:] + [sum(point) for point in args.cached])
+    most = max([*args.lengths[-1:], *map(sum, args.cached)])
     if most + args.output_tokens > longest:
         sys.exit(f"a prompt has {most} tokens, the model takes {longest} tokens, the answer's among them.")
     with _spawn.Pool(1) as pool:  # in a process that ends: this one must hold no GPU memory beside the servers

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.server
 EDGES = [1, 2, 63, 64, 65, 191, 192, 193, 385, 640]
 EQUAL_SHARE = 0.98
 # Of answers to mixed requests this many are asked for again, alone; each costs a request's whole time.
-ALONE = SETTING.num_requests // 5
+ALONE = SETTING.num_requests // 4
 PRESSURE = [
     "--max-total-tokens", str(SETTING.pool_tokens), "--enable-mixed-chunk", "--schedule-conservativeness", "0.1",
 ]  # fmt: skip
@@ -63,15 +63,15 @@ def batch(model: Path) -> list[list[int]]:
     return prompts(model, np.random.default_rng(1).permutation(lengths).tolist())
 
 
+def stock_answers(model: Path, batch: list[list[int]], log: Path, tp_size: int, *options: str) -> list[Answer]:
+    """Answers of stock SGLang to prompts sent one at a time."""
+    with serving(model, log, *SETTING.options, *options, tp_size=tp_size) as running:
+        return [ask(running, prompt, SETTING.new_tokens) for prompt in batch]
+
+
 @pytest.fixture(scope="module")
-def stock(
-    tp_size: int, model: Path, batch: list[list[int]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[Answer], list[Answer]]:
-    """Answers of stock SGLang to prompts sent one at a time, and to the same once more from its radix cache."""
-    log = tmp_path_factory.mktemp("stock") / f"tp{tp_size}.log"
-    with serving(model, log, *SETTING.options, tp_size=tp_size) as running:
-        alone = [ask(running, prompt, SETTING.new_tokens) for prompt in batch]
-        return alone, [ask(running, prompt, SETTING.new_tokens) for prompt in batch]
+def stock(tp_size: int, model: Path, batch: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
+    return stock_answers(model, batch, tmp_path_factory.mktemp("stock") / "log", tp_size)
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +96,31 @@ def mixed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_dense_budgets_give_the_tokens_of_stock(
-    stock: tuple[list[Answer], list[Answer]], dense: Server, batch: list[list[int]]
+    stock: list[Answer], dense: Server, model: Path, batch: list[list[int]], tp_size: int, tmp_path: Path
 ) -> None:
+    """At least 98 of 100 answers are stock's, or as many as another attention backend of stock gives at this dtype."""
     before = dense.shplb_state()
     assert before["path"] == "sparse"
     answers = [ask(dense, prompt, SETTING.new_tokens) for prompt in batch]
     after = dense.shplb_state()
-    found, noise = partings(stock[0], answers), partings(*stock)
-    print(f"{len(found)} of {len(batch)} answers part from stock's, {len(noise)} of stock's own from its cached ones")
-    print("\n".join(map(str, found)))
     assert all(len(answer.tokens) == SETTING.new_tokens for answer in answers)
-    check_near_ties(found, SETTING.near_tie)
-    assert len(found) <= (1 - EQUAL_SHARE) * len(batch)
     assert after["sparse_steps"] - before["sparse_steps"] >= sum(len(prompt) > 1 for prompt in batch)
     assert after["computed_row_pages"] == after["causal_row_pages"]
+    found = partings(stock, answers)
+    print(f"{len(found)} of {len(batch)} answers part from stock's", *found, sep="\n")
+    check_near_ties(found, SETTING.near_tie)
+    if len(found) > (1 - EQUAL_SHARE) * len(batch):
+        pool = ["--max-total-tokens", str(SETTING.pool_tokens)]  # beside the server that runs
+        other = stock_answers(model, batch, tmp_path / "log", tp_size, *pool, *SETTING.other_stock_options)
+        control = partings(stock, other)
+        print(f"{len(control)} answers of stock with {SETTING.other_stock_options} part from those of its own choice")
+        assert len(found) <= len(control) + 2 * math.sqrt(len(control))
 
 
 def run_traffic(running: Server, model: Path, seed: int) -> list[Exchange]:
     """Mixed requests at once; every one that was not given up is answered in full, and no page of the pool is lost."""
     texts = Texts(model, SETTING.longest_tokens, seed)
-    clients = make_clients(texts, SETTING.num_requests, SETTING.longest_tokens)
+    clients = make_clients(texts, SETTING.num_requests, SETTING.longest_tokens, SETTING.long_answer_tokens)
     running.flush_cache()
     before = running.shplb_state()
     exchanges = send_all(running, clients, SETTING.concurrency)

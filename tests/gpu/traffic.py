@@ -56,7 +56,7 @@ class Texts:
         return document[start : start + length]
 
 
-def make_clients(texts: Texts, num_requests: int, longest_tokens: int) -> list[Client]:
+def make_clients(texts: Texts, num_requests: int, longest_tokens: int, long_answer_tokens: int) -> list[Client]:
     rng = texts.rng
     starts = [texts.piece(longest_tokens // 4) for _ in range(_SHARED_STARTS)]
     kinds = list(KINDS)
@@ -64,8 +64,10 @@ def make_clients(texts: Texts, num_requests: int, longest_tokens: int) -> list[C
     requests = 0
     while requests < num_requests:
         kind = kinds[rng.choice(len(kinds), p=list(KINDS.values()))]
-        # A third answers at length: only decoding fills a pool beyond what the scheduler foresaw.
-        new_tokens = int(rng.integers(100, 160)) if rng.random() < 1 / 3 else int(rng.integers(4, 32))
+        lengths = (
+            (long_answer_tokens // 2, long_answer_tokens) if rng.random() < 1 / 3 else (4, long_answer_tokens // 4)
+        )
+        new_tokens = int(rng.integers(*lengths))
         long_prompt = int(rng.integers(longest_tokens // 4, longest_tokens))
         prompt, follow_up, patience_s = texts.piece(long_prompt), [], 0.0
         if kind == "short":
@@ -75,7 +77,7 @@ def make_clients(texts: Texts, num_requests: int, longest_tokens: int) -> list[C
         elif kind == "chat":
             prompt, follow_up = prompt[: longest_tokens // 2], texts.piece(int(rng.integers(1, longest_tokens // 4)))
         elif kind in ("aborted", "hung up"):
-            patience_s, new_tokens = float(rng.uniform(0.02, 0.5)), 160
+            patience_s, new_tokens = float(rng.uniform(0.02, 0.5)), long_answer_tokens
         clients.append(Client(kind, prompt, new_tokens, follow_up, patience_s))
         requests += 2 if kind == "chat" else 1
     return clients
