@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from shplb.sglang.launch import Server
 from shplb.sglang.path_choice import PATH_VARIABLE
 
 TOP_TOKENS = 5
+#: SGLang's own switch for tests: decoding requests are retracted every so many steps, and not only when the pool is
+#: full. One request alone is never retracted.
+RETRACTION = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "10"}
 # SGLang looks for the signal every 5 s, drains, and gives its schedulers 15 s.
 _END_S = 45.0
 # Its launcher ends its process tree, itself included, with SIGKILL: the last line of a shutdown without a fault.
@@ -38,7 +41,13 @@ class Answer:
 
 @contextmanager
 def serving(
-    model: Path, log: Path, *options: str, plan: Path | None = None, tp_size: int = 1, forced: bool = False
+    model: Path,
+    log: Path,
+    *options: str,
+    plan: Path | None = None,
+    tp_size: int = 1,
+    forced: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """A server that is ready; ``plan``: with S-HPLB. Without an error inside, it must also end well.
 
@@ -46,7 +55,7 @@ def serving(
     """
     ours = ["--enable-shplb", "--shplb-plan", str(plan)] if plan else SETTING.stock_options
     given = [*ours, "--skip-server-warmup", *options, *machine_options()]
-    env = {PATH_VARIABLE: "sparse"} if forced else None
+    env = {**(env or {}), **({PATH_VARIABLE: "sparse"} if forced else {})}
     with Server(model, log, tp_size=tp_size, device=SETTING.device, options=given, env=env) as running:
         running.wait_ready(600.0)
         yield running
@@ -68,6 +77,11 @@ def end(running: Server) -> None:
 def read_log(running: Server) -> str:
     assert running.log is not None
     return running.log.read_text(errors="replace")
+
+
+def count_retracted(running: Server) -> int:
+    """Requests that lost their pages while they were decoding, and began again."""
+    return sum(map(int, re.findall(r"#retracted_reqs: (\d+)", read_log(running))))
 
 
 def greedy_body(prompt: list[int], new_tokens: int, **fields: Any) -> dict[str, Any]:
