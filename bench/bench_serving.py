@@ -3,11 +3,14 @@
 
     python bench/bench_serving.py --shape llama-3.1-8b --tp 2 --server-arg=--disable-custom-all-reduce
     python bench/bench_serving.py --model-path MODEL --plan PLAN --variants fa3,flashinfer,shplb
+    python bench/bench_serving.py --shape llama-3.1-8b --cached 1x120000,64x120000,512x120000,2048x120000
     python bench/bench_serving.py                       # without a GPU: SmolLM2, short prompts
 
-Every variant's server starts once and serves the same prompts of random tokens; the radix cache is on and must not hit.
+Every variant's server starts once and serves the same prompts of random tokens; the radix cache is on and must not hit,
+but for --cached, where it must hold exactly the prefix.
 Counters of the server say for every point which path ran. A variant that fails is recorded and the others go on. Times
-are what `python -m sglang.benchmark.serving` prints. Writes JSON after every variant, and a table at the end.
+are what `python -m sglang.benchmark.serving` prints, but for --cached (see cached_points.py). Writes JSON after every
+variant, and a table at the end.
 """
 
 import argparse
@@ -17,16 +20,18 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dummy_model import DUMMY_OPTIONS, SHAPES, spread_plan, unplaced, write_dummy_model
+from cached_points import WARM_UP, cached_point_of, draw_prompts, generate_body, send_streamed
+from dummy_model import DUMMY_OPTIONS, spread_plan, unplaced, write_dummy_model
 from provenance import provenance
+from serving_arguments import PRECISE_TOKENS, SHORT_TOKENS, arguments
 from serving_points import (
     SPARSE,
-    STOCK,
     PointFailedError,
     WrongPathError,
     check_path,
@@ -38,29 +43,13 @@ from serving_points import (
     sentence_of,
 )
 
-from shplb.commands.numbers import parse_numbers
 from shplb.container import write_atomically
 from shplb.errors import UserError
 from shplb.model import read_config
 from shplb.plan import ServingPlan
 from shplb.processes import interrupt_on_sigterm
-from shplb.sglang.cpu import detect_device
 from shplb.sglang.launch import Server, ServerFailedError
 
-# Up to here prompts cost little, so that every client sends several and the batched shapes are warmed up, too.
-SHORT_TOKENS = 8192
-
-# A machine without a GPU shows that the bench works, not how fast anything is.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "cuda": {
-        "lengths": "512,2048,4096,8192,32768,65536,126000", "concurrency": "1,4", "prompts_per_point": 3,
-        "output_tokens": 32, "density": 0.10, "sparse_from": 16384,
-    },
-    "cpu": {
-        "lengths": "512,2048", "concurrency": "1", "prompts_per_point": 2, "output_tokens": 8, "density": 0.4,
-        "sparse_from": 2048,
-    },
-}  # fmt: skip
 SERVER_OPTIONS = {
     "cuda": ["--chunked-prefill-size", "8192"],
     "cpu": ["--dtype", "float32", "--max-total-tokens", "20000"],
@@ -86,8 +75,13 @@ def run_client(options: list[str], log: Path) -> str:
     return ""
 
 
-def prompts_at(length: int, concurrency: int, count: int) -> int:
-    """Prompts of a point: ``count`` per client where they are short, else ``count`` in all, and one per client."""
+def prompts_at(length: int, concurrency: int, count: int, precise_count: int) -> int:
+    """Prompts of a point: ``count`` per client where they are short, else ``count`` in all, and one per client.
+
+    Of the shortest, one client sends ``precise_count``: there S-HPLB must show that it costs nothing.
+    """
+    if length <= PRECISE_TOKENS and concurrency == 1:
+        return max(precise_count, count)
     return count * concurrency if length <= SHORT_TOKENS else max(count, concurrency)
 
 
@@ -112,7 +106,7 @@ def measure(
     client: Pool, server: Server, variant: str, args: argparse.Namespace, length: int, concurrency: int
 ) -> dict[str, Any]:
     """One point, checked."""
-    prompts = prompts_at(length, concurrency, args.prompts_per_point)
+    prompts = prompts_at(length, concurrency, args.prompts_per_point, args.precise_prompts)
     file = args.work / f"{variant}.{length}x{concurrency}.jsonl"
     file.unlink(missing_ok=True)
     options = client_options(
@@ -136,6 +130,36 @@ def measure(
     return row
 
 
+def measure_cached(
+    server: Server, variant: str, args: argparse.Namespace, index: int, page_size: int
+) -> dict[str, Any]:
+    """One point with a cached prefix, checked; which path is right there, the planner decides."""
+    point = args.cached[index]
+    prefix, prompts = draw_prompts(args.cached, index, args.vocabulary, args.seed)
+    server.post("/generate", generate_body(prefix, 1, stream=False))
+    bodies = [generate_body(prompt, args.output_tokens, stream=True) for prompt in prompts]
+    for body in bodies[:WARM_UP]:
+        send_streamed(server.port, body, args.timeout_s)
+    before = counters(server, variant)
+    streams = [send_streamed(server.port, body, args.timeout_s) for body in bodies[WARM_UP:]]
+    row = {"variant": variant, "input_tokens": sum(point), "concurrency": 1}
+    row |= cached_point_of(streams, point, page_size, args.output_tokens)
+    return row | (path_taken(before, counters(server, variant)) if before else {})
+
+
+def points_of(
+    client: Pool, server: Server, variant: str, args: argparse.Namespace, page_size: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of a variant, as they are measured."""
+    for length in args.lengths:
+        for concurrency in args.concurrency:
+            yield measure(client, server, variant, args, length, concurrency)
+    if args.cached:
+        server.flush_cache()
+    for index in range(len(args.cached)):
+        yield measure_cached(server, variant, args, index, page_size)
+
+
 def run_variant(variant: str, plan: Path | None, args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Start a server, add its facts to ``result["servers"]`` and its points to ``result["rows"]``."""
     facts: dict[str, Any] = {"variant": variant}
@@ -157,11 +181,9 @@ def run_variant(variant: str, plan: Path | None, args: argparse.Namespace, resul
             facts["start_s"] = round(time.monotonic() - start, 1)
             info = server.get("/server_info")
             facts |= {key: info.get(key) for key in ("attention_backend", "page_size", "chunked_prefill_size")}
-            for length in args.lengths:
-                for concurrency in args.concurrency:
-                    row = measure(client, server, variant, args, length, concurrency)
-                    result["rows"].append(row)
-                    print(json.dumps(row), flush=True)
+            for row in points_of(client, server, variant, args, info["page_size"]):
+                result["rows"].append(row)
+                print(json.dumps(row), flush=True)
         except OSError as error:
             raise ServerFailedError(f"the server went away ({error}); its log {log} ends:\n{server.tail()}") from None
 
@@ -200,56 +222,9 @@ def gpu_names(count: int) -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(min(count, torch.cuda.device_count()))]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model-path", type=Path)
-    model.add_argument("--shape", choices=SHAPES, help="random weights")
-    parser.add_argument("--variants", default="stock,shplb", help=f"of {','.join((*STOCK, *SPARSE))}")
-    parser.add_argument("--device", choices=DEFAULTS, default=None)
-    parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--lengths", help="prompt tokens, e.g. 512,8192")
-    parser.add_argument("--concurrency", help="clients at a time, e.g. 1,4")
-    parser.add_argument(
-        "--prompts-per-point", type=int, help=f"per client up to {SHORT_TOKENS} tokens, in all above (one per client)"
-    )
-    parser.add_argument("--output-tokens", type=int)
-    parser.add_argument("--plan", type=Path, help="default: random budgets as follows")
-    parser.add_argument("--spread", choices=["lognormal"], default="lognormal")
-    parser.add_argument("--sigma", type=float, default=0.8)
-    parser.add_argument("--density", type=float, help="mean budget")
-    parser.add_argument("--seed", type=int, default=20260310)
-    parser.add_argument("--sparse-from", type=int, help="prompt tokens from which S-HPLB must take its sparse path")
-    parser.add_argument("--server-arg", action="append", default=[], help="for every server, e.g. =--mem-fraction=0.8")
-    parser.add_argument("--timeout-s", type=float, default=900.0, help="for a server to start, and for every point")
-    parser.add_argument("--work", type=Path, default=Path(".cache/bench_serving"), help="folder for logs and plans")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/serving.json"))
-    return parser
-
-
-def arguments() -> argparse.Namespace:
-    parser = make_parser()
-    args = parser.parse_args()
-    args.device = args.device or detect_device()
-    for name, value in DEFAULTS[args.device].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.variants, args.work = list(dict.fromkeys(args.variants.split(","))), args.work.resolve()
-    if unknown := set(args.variants) - {*STOCK, *SPARSE}:
-        parser.error(f"--variants holds {', '.join(sorted(unknown))}, expected some of {', '.join((*STOCK, *SPARSE))}.")
-    if args.device == "cuda" and args.model_path is None and args.shape is None:
-        parser.error("give --model-path, or --shape for random weights.")
-    try:
-        args.lengths = parse_numbers("--lengths", args.lengths, "prompt lengths such as 512,8192")
-        args.concurrency = parse_numbers("--concurrency", args.concurrency, "numbers of clients such as 1,4")
-    except ValueError as error:
-        parser.error(str(error))
-    return args
-
-
 def main() -> None:
     interrupt_on_sigterm()
-    args = arguments()
+    args = arguments(__doc__ or "")
     args.model = prepare_model(args)
     args.model_options = DUMMY_OPTIONS if args.shape else []
     try:
@@ -258,8 +233,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(str(error))
     args.vocabulary, longest = config["vocab_size"], config.get("max_position_embeddings", 1 << 30)
-    if args.lengths[-1] + args.output_tokens > longest:
-        sys.exit(f"--lengths holds {args.lengths[-1]}, the model takes {longest} tokens, the answer's among them.")
+    most = max([*args.lengths[-1:], *map(sum, args.cached)])
+    if most + args.output_tokens > longest:
+        sys.exit(f"a prompt has {most} tokens, the model takes {longest} tokens, the answer's among them.")
     with _spawn.Pool(1) as pool:  # in a process that ends: this one must hold no GPU memory beside the servers
         facts = pool.apply(provenance, (args,)) | {"gpus": pool.apply(gpu_names, (args.tp,))}
     result: dict[str, Any] = {"bench": "serving", **facts, "servers": [], "rows": []}

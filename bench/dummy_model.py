@@ -31,12 +31,17 @@ _QWEN25_7B: dict[str, Any] = {
     "use_sliding_window": False, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
-#: config.json by name. "groups2" has two KV groups of eight heads; "tiny" is for a trial without a GPU.
+#: config.json by name. "groups2" has two KV groups of eight heads; "wide-kv" fills a GPU with few tokens, half a MiB of
+#: KV cache each; "tiny" is for a trial without a GPU.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _LLAMA31_8B,
     "llama-3.1-8b-8layers": _LLAMA31_8B | {"num_hidden_layers": 8},
     "qwen2.5-7b": _QWEN25_7B,
     "groups2": _LLAMA31_8B | {"num_attention_heads": 16, "num_key_value_heads": 2},
+    "wide-kv": _LLAMA31_8B | {
+        "num_key_value_heads": 32, "hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 1024,
+        "max_position_embeddings": 524288,
+    },
     "tiny": _LLAMA31_8B | {
         "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
         "intermediate_size": 512, "vocab_size": 1024,

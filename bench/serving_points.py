@@ -92,17 +92,23 @@ def sentence_of(error: Exception) -> str:
     return f"{first} {why[-1]}" if why else first
 
 
+def _point_key(row: dict[str, Any]) -> tuple[int, int, int]:
+    """(prompt tokens, clients, tokens of it that are not in the radix cache)."""
+    return row["input_tokens"], row["concurrency"], row.get("new_tokens", row["input_tokens"])
+
+
 def table_of(rows: list[dict[str, Any]], variants: list[str]) -> list[list[str]]:
-    """Header and one line per length and concurrency: median TTFT in ms, and that of the best stock variant over it."""
+    """Header and one line per point: median TTFT in ms, and that of the best stock variant over it."""
     lines = [["tokens", "clients"]]
     for variant in variants:
         lines[0] += [f"{variant} ms", "ratio"]
-    ttft = {(row["input_tokens"], row["concurrency"], row["variant"]): row["ttft_p50_ms"] for row in rows}
-    for length, concurrency in sorted({key[:2] for key in ttft}):
-        line = [str(length), str(concurrency)]
-        stock = [ttft[length, concurrency, name] for name in STOCK if (length, concurrency, name) in ttft]
+    ttft = {(*_point_key(row), row["variant"]): row["ttft_p50_ms"] for row in rows}
+    for point in sorted({key[:-1] for key in ttft}):
+        length, concurrency, new = point
+        line = [f"{new} of {length}" if new < length else str(length), str(concurrency)]
+        stock = [ttft[*point, name] for name in STOCK if (*point, name) in ttft]
         for variant in variants:
-            own = ttft.get((length, concurrency, variant))
+            own = ttft.get((*point, variant))
             line += ["-" if own is None else f"{own:.1f}", f"{min(stock) / own:.2f}" if own and stock else "-"]
         lines.append(line)
     return lines

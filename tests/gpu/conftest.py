@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from setting import TRIAL_VARIABLE, is_trial
 
-# The batches of the selection tests serve here too.
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+# The batches of the selection tests and the prompts and plans of the server tests serve here too.
+for folder in ("unit", "integration"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,5 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if not ready:
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU of compute capability 9.0"))
+            if not ready and not (is_trial() and item.get_closest_marker("server")):
+                reason = f"needs an NVIDIA GPU of compute capability 9.0 ({TRIAL_VARIABLE}=1: a trial without)"
+                item.add_marker(pytest.mark.skip(reason=reason))

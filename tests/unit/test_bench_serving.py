@@ -17,7 +17,9 @@ from shplb.sglang.active_plan import check_plan
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import bench_serving
+import cached_points
 import dummy_model
+import serving_arguments
 import serving_points
 
 RECORD: dict[str, Any] = {
@@ -82,6 +84,69 @@ def test_table_compares_with_the_best_stock_variant() -> None:
     assert serving_points.table_of([], ["stock"]) == [["tokens", "clients", "stock ms", "ratio"]]
 
 
+def test_table_keeps_cached_points_apart() -> None:
+    rows = [row("stock", 8192, 1, 200.0), row("stock", 8192, 1, 20.0) | {"new_tokens": 64, "cached_tokens": 8128}]
+    rows += [row("shplb", 8192, 1, 10.0) | {"new_tokens": 64, "cached_tokens": 8128}]
+    assert serving_points.table_of(rows, ["stock", "shplb"])[1:] == [
+        ["64 of 8192", "1", "20.0", "1.00", "10.0", "2.00"],
+        ["8192", "1", "200.0", "1.00", "-", "-"],
+    ]
+
+
+POINTS = [cached_points.CachedPoint(1, 130), cached_points.CachedPoint(70, 130), cached_points.CachedPoint(2, 64)]
+
+
+def test_cached_points_are_read() -> None:
+    assert cached_points.parse_cached("1x130,70x130,2x64") == POINTS
+    assert cached_points.parse_cached("") == []
+    for text in ("64", "0x64", "64x", "64x1e5", "64x128k", "-1x64"):
+        with pytest.raises(ValueError, match=text) as caught:
+            cached_points.parse_cached(text)
+        assert is_one_sentence(caught.value)
+
+
+def test_prompts_of_cached_points_share_the_prefix_alone() -> None:
+    drawn = [cached_points.draw_prompts(POINTS, index, 1024, 1) for index in range(len(POINTS))]
+    assert drawn == [cached_points.draw_prompts(POINTS, index, 1024, 1) for index in range(len(POINTS))]
+    assert drawn[0][0] == drawn[1][0]
+    firsts = []
+    for point, (prefix, prompts) in zip(POINTS, drawn, strict=True):
+        assert len(prefix) == point.cached_tokens
+        assert len(prompts) == cached_points.WARM_UP + cached_points.REQUESTS
+        for prompt in prompts:
+            assert len(prompt) == sum(point)
+            assert prompt[: point.cached_tokens] == prefix
+            assert all(0 <= token < 1024 for token in prompt)
+            firsts.append((point.cached_tokens, prompt[point.cached_tokens]))
+    assert len(set(firsts)) == len(firsts)
+    with pytest.raises(serving_points.PointFailedError, match="the vocabulary has 20"):
+        cached_points.draw_prompts(POINTS, 1, 20, 1)
+
+
+def streamed(first_s: float, **changes: int) -> cached_points.Streamed:
+    meta = {"prompt_tokens": 200, "cached_tokens": 128, "completion_tokens": 3} | changes
+    return cached_points.Streamed([first_s, first_s + 0.25, first_s + 0.75], meta)
+
+
+def test_numbers_of_a_cached_point() -> None:
+    found = cached_points.cached_point_of([streamed(0.5), streamed(0.125), streamed(1.0)], POINTS[1], 64, 3)
+    assert found == {
+        "new_tokens": 70, "cached_tokens": 128, "ttft_p50_ms": 500.0, "ttft_p99_ms": 990.0, "itl_p50_ms": 375.0,
+        "ttft_ms": [500.0, 125.0, 1000.0], "prompts": 3, "client": cached_points.CLIENT,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "page_size"),
+    [({"cached_tokens": 64}, 64), ({"cached_tokens": 192}, 64), ({}, 1), ({"completion_tokens": 2}, 64),
+     ({"prompt_tokens": 199}, 64)],
+)  # fmt: skip
+def test_cached_points_with_another_cache_hit_are_refused(changes: dict[str, int], page_size: int) -> None:
+    with pytest.raises(serving_points.PointFailedError, match="expected") as caught:
+        cached_points.cached_point_of([streamed(0.5), streamed(0.5, **changes)], POINTS[1], page_size, 3)
+    assert is_one_sentence(caught.value)
+
+
 def test_commands_and_errors_hold_no_folders() -> None:
     command = "env A=/nonexistent /a/b/python -m sglang.launch_server --model-path '/x/my model' --tp 2"
     assert serving_points.public_command(command) == (
@@ -93,7 +158,8 @@ def test_commands_and_errors_hold_no_folders() -> None:
 
 
 def test_prompts_and_seeds_of_points(tmp_path: Path) -> None:
-    assert [bench_serving.prompts_at(*point) for point in [(512, 4, 3), (9000, 4, 3), (9000, 1, 3)]] == [12, 4, 3]
+    points = [(512, 1), (512, 4), (4096, 1), (8192, 1), (9000, 4), (9000, 1)]
+    assert [bench_serving.prompts_at(*point, 3, 15) for point in points] == [15, 12, 15, 3, 4, 3]
     seeds = set()
     for length, concurrency in [(512, 1), (512, 4), (2048, 1)]:
         options = serving_points.client_options(
@@ -104,13 +170,13 @@ def test_prompts_and_seeds_of_points(tmp_path: Path) -> None:
     assert max(seeds) < 2**32
 
 
-@pytest.mark.parametrize("variant", ["--variants=stock,fast", "--lengths=8k", "--device=cuda"])
+@pytest.mark.parametrize("variant", ["--variants=stock,fast", "--lengths=8k", "--device=cuda", "--cached=64"])
 def test_mistakes_on_the_command_line(
     variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_serving.py", "--device=cpu", variant])
     with pytest.raises(SystemExit):
-        bench_serving.arguments()
+        serving_arguments.arguments("")
     assert variant.partition("=")[0].replace("--device", "--model-path") in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -5,15 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from paged_attention import TorchPagedAttention
 from test_sparse_prefill import DIM, HEADS, KV_HEADS, LAYERS, make_plan
 
+from shplb.plan import ServingPlan
 from shplb.planner import CostModel
 from shplb.sglang.backend import SparsePrefillMixin
 from shplb.sglang.batches import sub_batch
+from shplb.sglang.environment import SPARSE_AT_ANY_PRICE
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
 from shplb.sglang.step_monitor import StepMonitor
@@ -50,7 +53,7 @@ def make_batch(prefix: list[int], new: list[int], seed: int) -> tuple[Any, torch
 
 
 SPARSE_IS_FREE = CostModel(
-    item_ns=0, kv_tile_ns=1, dense_kv_tile_ns=3000, layer_ns=0, select_pair_ps=0, select_block_ps=0, pool_page_ps=0
+    item_ns=0, kv_tile_ns=1, dense_kv_tile_ns=3000, select_pair_ps=0, select_block_ps=0, pool_page_ps=0, layer_ns=0
 )
 
 
@@ -61,9 +64,11 @@ def engine_of(kind: type, table: torch.Tensor, folder: Path | None = None) -> An
     return paged_engine(table, SPARSE_IS_FREE, folder)
 
 
-def paged_engine(table: torch.Tensor, cost: CostModel, folder: Path | None = None) -> PagedEngine:
+def paged_engine(
+    table: torch.Tensor, cost: CostModel, folder: Path | None = None, plan: ServingPlan | None = None
+) -> PagedEngine:
     monitor = StepMonitor(LAYERS, lambda value: [value], 0)
-    return PagedEngine(make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), folder, 64, cost, monitor)
+    return PagedEngine(plan or make_plan(3, 192), 0, 4096, table, TorchPagedAttention(), folder, 64, cost, monitor)
 
 
 @pytest.mark.parametrize(("prefix", "new"), [([0], [900]), ([640, 0], [333, 700])])
@@ -150,6 +155,23 @@ def test_short_steps_belong_to_the_base() -> None:
     assert backend.seen == [batch]
     assert backend.shplb_route is None
     assert STEP_COUNTERS.dense_steps == 1
+
+
+def test_forced_paths_leave_single_tokens_alone() -> None:
+    prefix, new = [0, 2000, 640, 3000], [2, 1, 500, 64]
+    batch, table, _, _ = make_batch(prefix, new, 6)
+    plan = make_plan(3, 192)
+    plan = msgspec.structs.replace(plan, budgets=np.ones_like(plan.budgets))
+    paged = paged_engine(table, SPARSE_AT_ANY_PRICE, plan=plan)
+    route = paged.begin(batch)
+    assert route is not None
+    assert route.dense is not None
+    assert route.dense.batch.extend_seq_lens_cpu == [1]
+    assert TorchEngine(plan, 0, 4096, table, None).begin(batch) is None
+    assert TorchEngine(plan, 0, 4096, table, None, forced=True).begin(batch) is not None
+    single, table, _, _ = make_batch([640], [1], 7)
+    assert paged.begin(single) is None
+    assert TorchEngine(plan, 0, 4096, table, None, forced=True).begin(single) is None
 
 
 def test_dummy_batches_belong_to_the_base() -> None:

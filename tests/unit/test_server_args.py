@@ -78,6 +78,14 @@ def test_devices_and_sizes(llama: Path, llama_plan: str) -> None:
     )
 
 
+def test_another_path_than_auto_or_sparse(llama: Path, llama_plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("auto", "sparse", ""):
+        monkeypatch.setenv("SHPLB_PATH", value)
+        assert server_args(llama, shplb_plan=llama_plan).enable_shplb
+    monkeypatch.setenv("SHPLB_PATH", "dense")
+    assert "SHPLB_PATH is dense, expected auto or sparse" in refusal(llama, shplb_plan=llama_plan)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"shplb_plan": "x"}, {"shplb_density": 0.5}, {"shplb_density": 0.0}, {"shplb_profile": "x"}, {"shplb_trace": "x"}],

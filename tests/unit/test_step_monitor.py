@@ -106,5 +106,5 @@ def test_steps_shared_with_the_base_are_not_timed() -> None:
 def test_a_wrong_switch_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     assert Environment.read() == Environment()
     monkeypatch.setenv(name, value)
-    with pytest.raises(StartRefusedError, match=rf"{name} is '{value}', expected "):
+    with pytest.raises(StartRefusedError, match=f"{name} is {value}, expected "):
         Environment.read()

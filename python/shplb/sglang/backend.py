@@ -18,7 +18,7 @@ from shplb.kernels.self_check import checked_kernel
 from shplb.plan import ServingPlan
 from shplb.sglang.active_plan import load_plan
 from shplb.sglang.batches import Route, is_prefill
-from shplb.sglang.environment import Environment
+from shplb.sglang.environment import SPARSE_AT_ANY_PRICE, Environment
 from shplb.sglang.gpu_rates import served_cost
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
@@ -78,6 +78,7 @@ class SparsePrefillMixin:
             plan_hash=self.shplb_plan.hash,
             page_size=runner.page_size if hasattr(runner, "page_size") else args.page_size,
             engine=type(self.shplb_engine).__name__,
+            path=Environment.read().path,
         )
         logger.info(
             "S-HPLB: prefill at density %.3g (%s budgets), plan %s",
@@ -130,14 +131,13 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     req_to_token = runner.req_to_token_pool.req_to_token
     device = req_to_token.device
     kernel = find_kernel(plan, runner, device, environment) if device.type == "cuda" else None
+    forced = environment.path == "sparse"
     if kernel is None:
-        return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir)
+        return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir, forced)
     chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
     monitor = StepMonitor(plan.model.num_layers, functools.partial(gather, runner), environment.sample_every)
-    cost = served_cost(plan, runner, kernel)
-    return PagedEngine(
-        plan, runner.tp_rank, max_tokens, req_to_token, kernel, trace_dir, chunk, cost, monitor, environment.path
-    )
+    cost = SPARSE_AT_ANY_PRICE if forced else served_cost(plan, runner, kernel)
+    return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, kernel, trace_dir, chunk, cost, monitor)
 
 
 def find_kernel(plan: ServingPlan, runner: Any, device: torch.device, environment: Environment) -> PagedKernel | None:

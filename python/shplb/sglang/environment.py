@@ -1,35 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switches for tests, benches and operators that are no server flags: the patch of SGLang stays small."""
+"""Switches for tests, benches and operators.
+
+Environment variables, since ranks inherit them and the patch of SGLang needs no further field.
+"""
 
 import os
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
-from shplb.planner import Mode
+from shplb.planner import CostModel
 from shplb.sglang.refusal import StartRefusedError
 
 PATH = "SHPLB_PATH"
-SAMPLE_EVERY = "SHPLB_SAMPLE_EVERY"
 KERNEL = "SHPLB_KERNEL"
-KERNELS = ("auto", "sm90", "public")
+SAMPLE_EVERY = "SHPLB_SAMPLE_EVERY"
+
+PathName = Literal["auto", "sparse"]
+KernelName = Literal["auto", "sm90", "public"]
+
+# Under these costs the planner finds every prefill faster sparse; it still leaves one new token to the base backend.
+# Items and tiles keep the proportion of real costs, so that CTAs get the same work; predicted times mean nothing.
+SPARSE_AT_ANY_PRICE = CostModel(
+    item_ns=200, kv_tile_ns=100, dense_kv_tile_ns=100_000, select_pair_ps=0, select_block_ps=0, pool_page_ps=0,
+    layer_ns=0,
+)  # fmt: skip
 
 
 class Environment(NamedTuple):
-    """path: which way every prefill request goes, ``auto`` by prediction; sample_every: sparse steps between two of
-    which attention is timed, 0 for never; kernel: of FlashInfer, ``auto`` by GPU."""
+    """What is set.
 
-    path: Mode = "auto"
+    Attributes:
+        path: ``auto``: as predicted to be fastest; ``sparse``: ours wherever more than one token is new.
+        kernel: of FlashInfer, ``auto`` by GPU.
+        sample_every: sparse steps from one whose attention is timed to the next, 0 for never.
+    """
+
+    path: PathName = "auto"
+    kernel: KernelName = "auto"
     sample_every: int = 0
-    kernel: Literal["auto", "sm90", "public"] = "auto"
 
     @classmethod
     def read(cls) -> "Environment":
         """StartRefusedError in one sentence for a value that is not valid."""
-        path, every = os.environ.get(PATH) or "auto", os.environ.get(SAMPLE_EVERY) or "0"
-        kernel = os.environ.get(KERNEL) or "auto"
-        if path not in get_args(Mode):
-            raise StartRefusedError(f"{PATH} is '{path}', expected {', '.join(get_args(Mode))}.")
-        if not every.isdecimal():
-            raise StartRefusedError(f"{SAMPLE_EVERY} is '{every}', expected a number of steps, or 0 for no sampling.")
-        if kernel not in KERNELS:
-            raise StartRefusedError(f"{KERNEL} is '{kernel}', expected {', '.join(KERNELS)}.")
-        return cls(cast(Mode, path), int(every), cast(Any, kernel))
+        every = os.environ.get(SAMPLE_EVERY) or "0"
+        if not (every.isascii() and every.isdecimal()):
+            raise StartRefusedError(f"{SAMPLE_EVERY} is {every}, expected a number of steps, or 0 for no sampling.")
+        return cls(_choice(PATH, get_args(PathName)), _choice(KERNEL, get_args(KernelName)), int(every))
+
+
+def _choice[Name: str](variable: str, choices: tuple[Name, ...]) -> Name:
+    """The first choice where nothing is set."""
+    value = os.environ.get(variable) or choices[0]
+    for choice in choices:
+        if value == choice:
+            return choice
+    raise StartRefusedError(f"{variable} is {value}, expected {' or '.join(choices)}; unset it.")

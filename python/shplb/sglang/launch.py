@@ -89,19 +89,24 @@ class Server(ManagedProcess):
         return f"{what}; its log {self.log} ends:\n{self.tail()}"
 
     def get(self, path: str) -> Any:
-        return self._request(urllib.request.Request(self.url + path), 600.0)
+        return json.loads(self._request(urllib.request.Request(self.url + path), 600.0))
 
     def post(self, path: str, body: dict[str, Any], timeout_s: float = 1800.0) -> Any:
         request = urllib.request.Request(
             f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        return self._request(request, timeout_s)
+        return json.loads(self._request(request, timeout_s))
+
+    def flush_cache(self, timeout_s: float = 60.0) -> None:
+        """Empty the radix cache when nothing runs any more; ServerFailedError when that takes longer."""
+        request = urllib.request.Request(f"{self.url}/flush_cache?timeout={timeout_s:g}", method="POST")
+        self._request(request, timeout_s + 60.0)
 
     @staticmethod
-    def _request(request: urllib.request.Request, timeout_s: float) -> Any:
+    def _request(request: urllib.request.Request, timeout_s: float) -> bytes:
         try:
             with _opener.open(request, timeout=timeout_s) as answer:
-                return json.load(answer)
+                return bytes(answer.read())
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace").strip()
             raise ServerFailedError(f"{request.full_url} answered {error.code}: {text}") from None

@@ -19,6 +19,7 @@ from shplb.sglang.active_plan import (
     load_plan,
     local_model_dir,
 )
+from shplb.sglang.environment import Environment
 from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
@@ -63,6 +64,7 @@ def check_supported(args: Any) -> None:
         raise StartRefusedError("--shplb-* flags were given without --enable-shplb; add --enable-shplb or drop them.")
     _check_version()
     require_found()
+    Environment.read()
     check_features(args)
     _check_base_backend(args)
     check_page_size(args)

@@ -19,8 +19,10 @@ class TorchEngine:
     """Sparse wherever budgets say so, whatever it costs: this path is for right answers, not for speed."""
 
     def __init__(self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor,
-                 trace_dir: Path | None) -> None:  # fmt: skip
+                 trace_dir: Path | None, forced: bool = False) -> None:  # fmt: skip
+        """forced: steps run here even where budgets keep every page."""
         self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
+        self.forced = forced
         self.table = plan.budget_table(max_tokens)
         self.prefill = TorchPrefill(plan.rule, plan.local_qo_heads(rank).tolist())
         self._step: StepBudgets | None = None
@@ -31,14 +33,15 @@ class TorchEngine:
         """Plan an extend batch; None: the base backend runs it."""
         step = StepBudgets(self.table, list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu))
         loads = step.group_loads(self.plan)
+        dense = step.dense and not (self.forced and max(batch.extend_seq_lens_cpu) > 1)
         STEP_COUNTERS.add_step(
-            dense=step.dense,
+            dense=dense,
             computed=int(loads.sum()),
             causal=step.causal_row_pages(self.plan),
             placed=self.plan.rank_loads(loads),
             contiguous=self.plan.rank_loads(loads, contiguous=True),
         )
-        if step.dense:
+        if dense:
             return None
         self._step, self._slots, self._trace = step, token_slots(self.req_to_token, batch), None
         if self.trace_dir is not None:
