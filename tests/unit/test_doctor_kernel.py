@@ -38,11 +38,12 @@ class Spec:
         arch = os.environ.get("FLASHINFER_CUDA_ARCH_LIST", "seen")
         self.path = pathlib.Path(os.environ["FAKE_CACHE"]) / arch / f"{recipe[0]}-{recipe[1]}-{recipe[5]}" / "a.so"
         self.is_compiled = self.path.exists()
+        self.lock_path = pathlib.Path(os.environ["FAKE_CACHE"] + ".lock")
 
     def get_library_path(self):
         return self.path
 
-    def build(self, verbose):
+    def build(self, verbose, need_lock):
         print("noise", file=sys.stderr)
         if os.environ.get("FAKE_BUILD"):
             raise RuntimeError("Ninja build failed.\\n" + os.environ["FAKE_BUILD"])
