@@ -15,6 +15,7 @@ namespace shplb {
 namespace {
 
 using internal::IntLayout;
+using internal::RunWriter;
 using internal::WorkMethod;
 using internal::WorkScheduler;
 
@@ -107,22 +108,29 @@ WorkMethod MethodOf(WorkPlanMethod method) {
   return WorkMethod::kAuto;
 }
 
-/// An item in one place, since the tables read items in another order than they come.
+/// An item in 16 bytes, since the tables read items in another order than they come. The rows have
+/// 8 bits, which the lengths and row numbers leave over.
 struct PackedItem {
-  std::int32_t qo_indptr;
-  std::int32_t kv_indptr;
-  std::int32_t kv_len;
+  PackedItem(const WorkPlanProblem& p, std::size_t i) {
+    const auto rows = static_cast<std::uint32_t>(p.qo_lens[i] - 1);
+    row = static_cast<std::uint32_t>(p.qo_indptr[i]) | rows >> 7 << 31;
+    entry = p.kv_indptr[i];
+    tokens = static_cast<std::uint32_t>(p.kv_lens[i]) | rows << 25;
+    head = p.head_indices[i];
+  }
+  PackedItem() = default;
+
+  std::int32_t qo_indptr() const { return static_cast<std::int32_t>(row & 0x7fffffff); }
+  std::int32_t qo_len() const {
+    return static_cast<std::int32_t>(row >> 31 << 7 | tokens >> 25) + 1;
+  }
+  std::int32_t kv_len() const { return static_cast<std::int32_t>(tokens & 0x1ffffff); }
+
+  std::uint32_t row;
+  std::int32_t entry;
+  std::uint32_t tokens;
   std::int32_t head;
 };
-
-/// Division by a constant, which compilers turn into a multiplication.
-template <std::uint32_t kTile>
-void FillTiles(std::span<const std::int32_t> tokens, std::int32_t* tiles) {
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    const auto count = static_cast<std::uint32_t>(tokens[i]);
-    tiles[i] = static_cast<std::int32_t>((count + kTile - 1) / kTile);
-  }
-}
 
 /// Mean, longest item, and: of the k * ctas + 1 longest items some CTA has k + 1.
 std::int64_t LowerBound(const WorkScheduler& scheduler) {
@@ -144,6 +152,8 @@ std::int64_t LowerBound(const WorkScheduler& scheduler) {
 
 struct WorkPlanner::Impl {
   void Schedule(const WorkPlanProblem& p);
+  template <std::uint32_t kTile>
+  void AddItems(std::span<const std::int32_t> tokens, RunWriter* runs);
   void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkPlan* plan);
 
   WorkScheduler scheduler;
@@ -151,15 +161,24 @@ struct WorkPlanner::Impl {
 };
 
 void WorkPlanner::Impl::Schedule(const WorkPlanProblem& p) {
-  std::vector<std::int32_t>& tiles = scheduler.tiles();
-  tiles.resize(p.kv_lens.size());
-  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
-    FillTiles<96>(p.kv_lens, tiles.data());
-  } else {
-    FillTiles<32>(p.kv_lens, tiles.data());
-  }
   scheduler.Configure(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
-  scheduler.Schedule(MethodOf(p.method));
+  RunWriter runs = scheduler.Begin(p.kv_lens.size());
+  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
+    AddItems<96>(p.kv_lens, &runs);
+  } else {
+    AddItems<32>(p.kv_lens, &runs);
+  }
+  scheduler.Schedule(MethodOf(p.method), runs);
+}
+
+/// Division by a constant, which compilers turn into a multiplication.
+template <std::uint32_t kTile>
+void WorkPlanner::Impl::AddItems(std::span<const std::int32_t> tokens, RunWriter* runs) {
+  RunWriter writer = *runs;  // a local object, whose members can stay in registers
+  for (const std::int32_t count : tokens) {
+    writer.Add(static_cast<std::int32_t>((static_cast<std::uint32_t>(count) + kTile - 1) / kTile));
+  }
+  *runs = writer;
 }
 
 void WorkPlanner::Impl::Write(const WorkPlanProblem& p, const IntLayout& layout, WorkPlan* plan) {
@@ -172,23 +191,18 @@ void WorkPlanner::Impl::Write(const WorkPlanProblem& p, const IntLayout& layout,
   std::int32_t* const qo_len = layout.At(info[3]);
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
-  plan->order.resize(num_items);
-  std::int32_t* const order = plan->order.data();
-  scheduler.ForEachItem(
-      [order](std::int32_t position, std::int32_t item) { order[position] = item; });
   if (packed.size() < num_items) packed.resize(num_items);
-  for (std::size_t i = 0; i < num_items; ++i) {
-    packed[i] = {p.qo_indptr[i], p.kv_indptr[i], p.kv_lens[i], p.head_indices[i]};
-  }
+  for (std::size_t i = 0; i < num_items; ++i) packed[i] = PackedItem(p, i);
+  const std::span<const std::int32_t> order = scheduler.order();
   for (std::size_t position = 0; position < num_items; ++position) {
-    const auto index = static_cast<std::size_t>(order[position]);
-    const PackedItem item = packed[index];
-    qo_indptr[position] = item.qo_indptr;
-    kv_indptr[position] = item.kv_indptr;
-    qo_len[position] = p.qo_lens[index];
-    kv_len[position] = item.kv_len;
+    const PackedItem item = packed[static_cast<std::size_t>(order[position])];
+    qo_indptr[position] = item.qo_indptr();
+    kv_indptr[position] = item.entry;
+    qo_len[position] = item.qo_len();
+    kv_len[position] = item.kv_len();
     head[position] = item.head;
   }
+  plan->order.assign(order.begin(), order.end());
   std::copy(scheduler.indptr().begin(), scheduler.indptr().end(), layout.At(info[6]));
 }
 
