@@ -46,28 +46,8 @@ void CheckItem(const WorkPlanProblem& p, std::size_t i, std::int64_t tile_rows) 
   if (p.head_indices[i] < 0) Refuse("head_indices", i, p.head_indices[i], "a head >= 0");
 }
 
-/// Without branches first, since all items are right as a rule.
-void CheckItems(const WorkPlanProblem& p, std::int64_t tile_rows) {
-  const std::size_t num_items = p.kv_lens.size();
-  const auto most_rows = static_cast<std::int32_t>(tile_rows);
-  const std::int32_t* const rows = p.qo_lens.data();
-  const std::int32_t* const tokens = p.kv_lens.data();
-  const std::int32_t* const first_row = p.qo_indptr.data();
-  const std::int32_t* const first_entry = p.kv_indptr.data();
-  const std::int32_t* const head = p.head_indices.data();
-  std::int32_t wrong = 0;  // its sign bit
-  for (std::size_t i = 0; i < num_items; ++i) {
-    const std::int32_t short_list = tokens[i] < rows[i] && tokens[i] != 0 ? -1 : 0;
-    const std::int32_t long_list = tokens[i] > kMaxListTokens ? -1 : 0;
-    const std::int32_t bad_rows = rows[i] < 1 || rows[i] > most_rows ? -1 : 0;
-    wrong |= short_list | long_list | bad_rows | first_row[i] | first_entry[i] | head[i];
-  }
-  if (wrong >= 0) return;
-  for (std::size_t i = 0; i < num_items; ++i) CheckItem(p, i, tile_rows);
-}
-
-void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
-  const TileShape tile = TileShapeOf(p.head_dim);
+/// Of all but the items' values.
+void Validate(const WorkPlanProblem& p) {
   Validate(p.cost);
   RequireInRange("num_ctas", p.num_ctas, 1, kMaxPlanCtas);
   const auto num_items = static_cast<std::int64_t>(p.kv_lens.size());
@@ -76,8 +56,10 @@ void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   CheckSize("qo_lens", p.qo_lens, p.kv_lens.size());
   CheckSize("kv_indptr", p.kv_indptr, p.kv_lens.size());
   CheckSize("head_indices", p.head_indices, p.kv_lens.size());
-  CheckItems(p, tile.query_rows);
-  const std::int64_t bytes = WorkPlanBytes(num_items, p.num_ctas);
+}
+
+void CheckBuffer(const WorkPlanProblem& p, std::span<std::byte> buffer) {
+  const std::int64_t bytes = WorkPlanBytes(static_cast<std::int64_t>(p.kv_lens.size()), p.num_ctas);
   if (static_cast<std::int64_t>(buffer.size()) < bytes) {
     throw InvalidArgument("out", ToText(static_cast<std::int64_t>(buffer.size())) + " bytes",
                           "at least " + ToText(bytes));
@@ -112,7 +94,7 @@ WorkMethod MethodOf(WorkPlanMethod method) {
 /// 8 bits, which the lengths and row numbers leave over.
 struct PackedItem {
   PackedItem(const WorkPlanProblem& p, std::size_t i) {
-    const auto rows = static_cast<std::uint32_t>(p.qo_lens[i] - 1);
+    const auto rows = static_cast<std::uint32_t>(p.qo_lens[i]) - 1;
     row = static_cast<std::uint32_t>(p.qo_indptr[i]) | rows >> 7 << 31;
     entry = p.kv_indptr[i];
     tokens = static_cast<std::uint32_t>(p.kv_lens[i]) | rows << 25;
@@ -151,6 +133,7 @@ std::int64_t LowerBound(const WorkScheduler& scheduler) {
 }  // namespace
 
 struct WorkPlanner::Impl {
+  void Pack(const WorkPlanProblem& p, std::int64_t tile_rows);
   void Schedule(const WorkPlanProblem& p);
   template <std::uint32_t kTile>
   void AddItems(std::span<const std::int32_t> tokens, RunWriter* runs);
@@ -159,6 +142,26 @@ struct WorkPlanner::Impl {
   WorkScheduler scheduler;
   std::vector<PackedItem> packed;
 };
+
+/// Checks without branches first, since all items are right as a rule.
+void WorkPlanner::Impl::Pack(const WorkPlanProblem& p, std::int64_t tile_rows) {
+  const std::size_t num_items = p.kv_lens.size();
+  if (packed.size() < num_items) packed.resize(num_items);
+  const auto most_rows = static_cast<std::uint32_t>(tile_rows);
+  std::int32_t wrong = 0;  // its sign bit
+  for (std::size_t i = 0; i < num_items; ++i) {
+    const std::int32_t rows = p.qo_lens[i];
+    const std::int32_t tokens = p.kv_lens[i];
+    const std::int32_t short_list = tokens < rows && tokens != 0 ? -1 : 0;
+    const std::int32_t long_list = tokens > kMaxListTokens ? -1 : 0;
+    const std::int32_t bad_rows = static_cast<std::uint32_t>(rows) - 1 >= most_rows ? -1 : 0;
+    wrong |=
+        short_list | long_list | bad_rows | p.qo_indptr[i] | p.kv_indptr[i] | p.head_indices[i];
+    packed[i] = PackedItem(p, i);
+  }
+  if (wrong >= 0) return;
+  for (std::size_t i = 0; i < num_items; ++i) CheckItem(p, i, tile_rows);
+}
 
 void WorkPlanner::Impl::Schedule(const WorkPlanProblem& p) {
   scheduler.Configure(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
@@ -191,8 +194,6 @@ void WorkPlanner::Impl::Write(const WorkPlanProblem& p, const IntLayout& layout,
   std::int32_t* const qo_len = layout.At(info[3]);
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
-  if (packed.size() < num_items) packed.resize(num_items);
-  for (std::size_t i = 0; i < num_items; ++i) packed[i] = PackedItem(p, i);
   const std::span<const std::int32_t> order = scheduler.order();
   for (std::size_t position = 0; position < num_items; ++position) {
     const PackedItem item = packed[static_cast<std::size_t>(order[position])];
@@ -218,7 +219,10 @@ WorkPlanner::WorkPlanner() : impl_(std::make_unique<Impl>()) {}
 WorkPlanner::~WorkPlanner() = default;
 
 WorkPlan WorkPlanner::Plan(const WorkPlanProblem& p, std::span<std::byte> buffer) {
-  Validate(p, buffer);
+  const TileShape tile = TileShapeOf(p.head_dim);
+  Validate(p);
+  impl_->Pack(p, tile.query_rows);
+  CheckBuffer(p, buffer);
   impl_->Schedule(p);
   IntLayout layout(buffer);
   WorkPlan plan;
