@@ -81,7 +81,7 @@ void WorkScheduler::Sort(std::span<const WorkRun> runs) {
   std::fill_n(histogram_.begin(), buckets, 0);
   if (!twice) return;
   const std::span<const WorkItem> half(half_sorted_.data(), num_items_);
-  for (const WorkItem& item : half) ++histogram_[item.tiles >> kSortBits];
+  for (const WorkItem& item : half) ++histogram_[item.tiles() >> kSortBits];
   StartBuckets((largest >> kSortBits) + 1);
   SortByHighBits(half, sorted_.data());
   std::fill_n(histogram_.begin(), (largest >> kSortBits) + 1, 0);
@@ -100,20 +100,24 @@ void WorkScheduler::StartBuckets(std::int32_t buckets) {
 
 void WorkScheduler::SortByLowBits(std::span<const WorkRun> runs, WorkItem* to) {
   std::int32_t* const next = histogram_.data();
-  std::int32_t item = 0;
+  std::int32_t first = 0;
   for (const WorkRun& run : runs) {
     std::int32_t& start = next[run.tiles & kSortMask];
     WorkItem* at = to + start;
-    start += run.end - item;
+    start += run.end - first;
+    WorkItem* const end = to + start;
+    WorkItem item(run.tiles, first);
     do {
-      *at++ = {run.tiles, item++};
-    } while (item < run.end);
+      *at++ = item;
+      ++item;
+    } while (at < end);
+    first = run.end;
   }
 }
 
 void WorkScheduler::SortByHighBits(std::span<const WorkItem> from, WorkItem* to) {
   std::int32_t* const next = histogram_.data();
-  for (const WorkItem& item : from) to[next[item.tiles >> kSortBits]++] = item;
+  for (const WorkItem& item : from) to[next[item.tiles() >> kSortBits]++] = item;
 }
 
 void WorkScheduler::Restart() {
@@ -142,7 +146,7 @@ bool WorkScheduler::AssignDealt() {
   const std::size_t parts = (rows - kTailRows) / kDealRows;
   const std::size_t tail = parts * part_items;
   std::int64_t tail_tiles = 0;
-  for (std::size_t i = tail; i < num_items_; ++i) tail_tiles += sorted_[i].tiles;
+  for (std::size_t i = tail; i < num_items_; ++i) tail_tiles += sorted_[i].tiles();
   const auto items = static_cast<std::int64_t>(num_items_);
   const std::int64_t bound = std::max(MeanLoad(items, tiles_), LoadOf(sorted_[0]));
   const std::int64_t can_level =
@@ -195,8 +199,8 @@ void WorkScheduler::DealPart(std::size_t part) {
   const bool back = GoesBack(part * kDealRows);
   for (std::size_t i = 0; i < ctas; ++i) {
     const std::size_t j = ctas - 1 - i;
-    const std::int32_t tiles =
-        item[i].tiles + item[ctas + j].tiles + item[2 * ctas + j].tiles + item[3 * ctas + i].tiles;
+    const std::int32_t tiles = item[i].tiles() + item[ctas + j].tiles() +
+                               item[2 * ctas + j].tiles() + item[3 * ctas + i].tiles();
     loads[back ? j : i] += item_ns_ * kDealRows + tile_ns_ * tiles;
   }
   for (std::int32_t& count : count_) count += kDealRows;
@@ -225,7 +229,7 @@ void WorkScheduler::LongestFirst(std::size_t from, std::size_t to) {
   const bool few = num_items_ < 4 * num_ctas_;
   const std::uint64_t fineness = few ? kFine : kCoarse;
   for (std::size_t i = from; i < to; ++i) {
-    const std::int64_t load = item_ns + tile_ns * items[i].tiles;
+    const std::int64_t load = item_ns + tile_ns * items[i].tiles();
     if (load < renew_below) {
       queue.Fill(load_, load, fineness);
       renew_below = load / kRefill;
@@ -256,7 +260,7 @@ void WorkScheduler::Place() {
     const std::size_t end = std::min(num_items_, (part + 1) * part_items);
     std::int32_t* const next = next_.data();
     for (std::size_t i = part * part_items; i < end; ++i) {
-      order_[next[cta_[i]]++] = sorted_[i].index;
+      order_[next[cta_[i]]++] = sorted_[i].index();
     }
   }
 }
@@ -272,10 +276,10 @@ void WorkScheduler::PlacePart(std::size_t part) {
     const std::size_t j = ctas - 1 - i;
     const std::size_t cta = back ? j : i;
     std::int32_t* const to = order + next[cta];
-    to[0] = item[i].index;
-    to[1] = item[ctas + j].index;
-    to[2] = item[2 * ctas + j].index;
-    to[3] = item[3 * ctas + i].index;
+    to[0] = item[i].index();
+    to[1] = item[ctas + j].index();
+    to[2] = item[2 * ctas + j].index();
+    to[3] = item[3 * ctas + i].index();
     next[cta] += kDealRows;
   }
 }

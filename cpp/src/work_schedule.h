@@ -11,9 +11,25 @@ namespace shplb::internal {
 
 enum class WorkMethod { kAuto, kLongestFirst, kSnake };
 
-struct WorkItem {
-  std::int32_t tiles;  // KV tiles, in [0, 2^24)
-  std::int32_t index;
+/// One word, so that sorting moves an item with one store.
+class WorkItem {
+ public:
+  WorkItem() = default;
+  WorkItem(std::int32_t tiles, std::int32_t index)
+      : word_(static_cast<std::uint64_t>(index) << 32 | static_cast<std::uint32_t>(tiles)) {}
+
+  /// KV tiles, in [0, 2^24).
+  std::int32_t tiles() const { return static_cast<std::int32_t>(word_); }
+  std::int32_t index() const { return static_cast<std::int32_t>(word_ >> 32); }
+
+  /// To the next item of equal length.
+  WorkItem& operator++() {
+    word_ += std::uint64_t{1} << 32;
+    return *this;
+  }
+
+ private:
+  std::uint64_t word_;
 };
 
 /// Consecutive items of equal length, and where they end. Blocks that follow each other keep
@@ -73,7 +89,7 @@ class WorkScheduler {
   /// In descending length.
   std::span<const WorkItem> sorted_items() const { return {sorted_.data(), num_items_}; }
 
-  std::int64_t LoadOf(const WorkItem& item) const { return item_ns_ + tile_ns_ * item.tiles; }
+  std::int64_t LoadOf(const WorkItem& item) const { return item_ns_ + tile_ns_ * item.tiles(); }
 
  private:
   void Sort(std::span<const WorkRun> runs);
