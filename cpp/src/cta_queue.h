@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -24,11 +25,15 @@ class CtaQueue {
   /// two, at most 512) or half of that to one such item, fewer if the loads lie far apart.
   void Fill(std::span<const std::int64_t> loads, std::int64_t item_load, std::uint64_t fineness) {
     mask_ = 4 * fineness - 1;
-    for (std::uint64_t bucket = 0; bucket <= mask_; ++bucket) tail_[bucket] = Sentinel(bucket);
-    const auto [least, most] = std::minmax_element(loads.begin(), loads.end());
-    base_ = *least;
+    std::iota(tail_.begin(), tail_.begin() + static_cast<std::ptrdiff_t>(mask_ + 1), num_ctas_);
+    std::int64_t most = loads[0];
+    base_ = loads[0];
+    for (const std::int64_t load : loads) {
+      base_ = std::min(base_, load);
+      most = std::max(most, load);
+    }
     // Few items would not catch up with CTAs far ahead, which the ring would then turn in vain.
-    const std::int64_t scale = std::max(item_load, (*most - base_) / 16);
+    const std::int64_t scale = std::max(item_load, (most - base_) / 16);
     shift_ = std::bit_width(static_cast<std::uint64_t>(scale) / fineness);
     front_ = 0;
     current_ = last_ = Sentinel(0);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "reciprocal.h"
 #include "shplb/error.h"
 
 namespace shplb::internal {
@@ -78,24 +79,6 @@ LayerPlanner::LayerPlanner(const StepLists& lists, const CostModel& cost) : list
   scheduler_.Configure(lists.num_ctas, cost.item_ns, cost.kv_tile_ns);
 }
 
-/// Items that share a list follow each other, so that the stable sort keeps them together.
-void LayerPlanner::BeginStep() {
-  const auto blocks = lists_.predictor.blocks();
-  const std::size_t num_lists = static_cast<std::size_t>(lists_.num_list_heads) * blocks.size();
-  items_.resize(num_lists * static_cast<std::size_t>(lists_.items_per_list));
-  placed_.resize(items_.size());
-  Item* item = items_.data();
-  for (std::int64_t j = 0; j < lists_.num_list_heads; ++j) {
-    for (const Block& block : blocks) {
-      for (std::int64_t i = 0; i < lists_.items_per_list; ++i) {
-        *item++ = {block.qo_indptr, static_cast<std::uint16_t>(j * lists_.items_per_list + i),
-                   static_cast<std::uint16_t>(block.qo_len), 0, 0};
-      }
-    }
-  }
-  scheduler_.tiles().resize(num_lists);
-}
-
 /// Blocks [first, end) of every slot that this rank computes.
 void LayerPlanner::SetOwned(std::int64_t layer, StepPlan* plan) const {
   std::int32_t* const owned = plan->owned_blocks.data() + layer * lists_.num_slots * 2;
@@ -112,38 +95,27 @@ void LayerPlanner::SetOwned(std::int64_t layer, StepPlan* plan) const {
   }
 }
 
-/// Lengths of all lists of a layer; returns their sum in pages.
 std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* owned,
-                                     std::int32_t* list_indptr) {
-  const std::int64_t pages = lists_.kv_tile == 96 ? FillLists<96>(layer, owned, list_indptr)
-                                                  : FillLists<32>(layer, owned, list_indptr);
-  if (pages > INT32_MAX) {
-    throw InvalidArgument("new_lens", ToText(pages) + " page table entries in a layer",
-                          "fewer than 2^31");
-  }
-  list_indptr[items_.size() / static_cast<std::size_t>(lists_.items_per_list)] =
-      static_cast<std::int32_t>(pages);
-  return pages;
+                                     std::int32_t* list_indptr, RunWriter* runs) const {
+  const std::int64_t pages = lists_.kv_tile == 96 ? FillLists<96>(layer, owned, list_indptr, runs)
+                                                  : FillLists<32>(layer, owned, list_indptr, runs);
+  if (pages <= INT32_MAX) return pages;
+  throw InvalidArgument("new_lens", ToText(pages) + " page table entries in a layer",
+                        "fewer than 2^31");
 }
 
 template <std::uint32_t kTile>
 std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* owned,
-                                     std::int32_t* list_indptr) {
+                                     std::int32_t* list_indptr, RunWriter* runs) const {
   const Block* const blocks = lists_.predictor.blocks().data();
-  const auto per_list = static_cast<std::size_t>(lists_.items_per_list);
-  std::int32_t* tiles = scheduler_.tiles().data();
-  Item* item = items_.data();
+  RunWriter writer = *runs;  // a local object, whose members can stay in registers
   std::int64_t pages = 0;
+  *list_indptr++ = 0;
   const auto add = [&](std::int32_t length, std::int32_t unused_tokens) {
     const std::int32_t tokens = length * static_cast<std::int32_t>(kPageTokens) - unused_tokens;
-    const auto first = static_cast<std::int32_t>(pages);
-    *list_indptr++ = first;
-    *tiles++ = static_cast<std::int32_t>((static_cast<std::uint32_t>(tokens) + kTile - 1) / kTile);
-    for (std::size_t i = 0; i < per_list; ++i, ++item) {
-      item->kv_indptr = first;
-      item->kv_len = tokens;
-    }
+    writer.Add(static_cast<std::int32_t>((static_cast<std::uint32_t>(tokens) + kTile - 1) / kTile));
     pages += length;
+    *list_indptr++ = static_cast<std::int32_t>(pages);
   };
   for (std::int64_t j = 0; j < lists_.num_list_heads; ++j) {
     const std::uint16_t* const row =
@@ -167,39 +139,94 @@ std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* own
       for (std::int32_t b = to; b < s.end; ++b) add(0, 0);
     }
   }
+  *runs = writer;
   return pages;
 }
 
-void LayerPlanner::WriteItems(const std::int64_t* info, const IntLayout& layout) {
+void LayerPlanner::WriteItems(const StepPlan& plan, std::int64_t layer,
+                              const IntLayout& layout) const {
+  const std::span<const std::int32_t> indptr = scheduler_.indptr();
+  std::copy(indptr.begin(), indptr.end(), layout.At(plan.plan_info[layer * 9 + 6]));
+  if (lists_.full_len_offset < 0) {
+    WriteRagged(plan, layer, layout);
+  } else if (lists_.items_per_list == 1) {
+    WriteFull<true>(plan, layer, layout);
+  } else {
+    WriteFull<false>(plan, layer, layout);
+  }
+}
+
+/// Lists tell all of an item but its head and block, which its index does.
+template <bool kOnePerList>
+void LayerPlanner::WriteFull(const StepPlan& plan, std::int64_t layer,
+                             const IntLayout& layout) const {
+  const std::int64_t* const info = plan.plan_info.data() + layer * 9;
+  const std::int32_t* const list_indptr = layout.At(plan.list_indptr_offset[layer]);
+  const std::int32_t* const block_qo_indptr = layout.At(plan.block_qo_indptr_offset);
+  std::int32_t* const qo_indptr = layout.At(info[1]);
+  std::int32_t* const kv_indptr = layout.At(info[2]);
+  std::int32_t* const kv_len = layout.At(info[4]);
+  std::int32_t* const head = layout.At(info[5]);
+  const auto num_blocks = static_cast<std::uint32_t>(plan.num_blocks);
+  const auto per_list = static_cast<std::uint32_t>(lists_.items_per_list);
+  const Reciprocal by_blocks(num_blocks);
+  const Reciprocal by_items(per_list);
+  const std::int32_t* const order = scheduler_.order().data();
+  const std::size_t num_items = scheduler_.order().size();
+  for (std::size_t i = 0; i < num_items; ++i) {
+    const auto item = static_cast<std::uint32_t>(order[i]);
+    const std::uint32_t list = kOnePerList ? item : by_items.Divide(item);
+    const std::uint32_t list_head = by_blocks.Divide(list);
+    const std::int32_t first = list_indptr[list];
+    kv_indptr[i] = first;
+    kv_len[i] = (list_indptr[list + 1] - first) * static_cast<std::int32_t>(kPageTokens);
+    qo_indptr[i] = block_qo_indptr[list - list_head * num_blocks];
+    head[i] = static_cast<std::int32_t>(
+        kOnePerList ? list_head : list_head * per_list + item - list * per_list);
+  }
+}
+
+void LayerPlanner::WriteRagged(const StepPlan& plan, std::int64_t layer,
+                               const IntLayout& layout) const {
+  const std::int64_t* const info = plan.plan_info.data() + layer * 9;
+  const std::int32_t* const list_indptr = layout.At(plan.list_indptr_offset[layer]);
+  const Block* const blocks = lists_.predictor.blocks().data();
   std::int32_t* const qo_indptr = layout.At(info[1]);
   std::int32_t* const kv_indptr = layout.At(info[2]);
   std::int32_t* const qo_len = layout.At(info[3]);
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
-  std::copy(scheduler_.indptr().begin(), scheduler_.indptr().end(), layout.At(info[6]));
-  // One scattered store per item, then sequential ones: five scattered ones would fall on the same
-  // cache sets.
-  const Item* const from = items_.data();
-  Item* const to = placed_.data();
-  scheduler_.ForEachItem([=](std::int32_t position, std::int32_t i) { to[position] = from[i]; });
-  for (std::size_t i = 0; i < items_.size(); ++i) {
-    const Item item = to[i];
-    qo_indptr[i] = item.qo_indptr;
-    kv_indptr[i] = item.kv_indptr;
-    kv_len[i] = item.kv_len;
-    head[i] = item.head;
+  const auto num_blocks = static_cast<std::uint32_t>(plan.num_blocks);
+  const auto per_list = static_cast<std::uint32_t>(lists_.items_per_list);
+  const Reciprocal by_blocks(num_blocks);
+  const Reciprocal by_items(per_list);
+  const std::int32_t* const order = scheduler_.order().data();
+  const std::size_t num_items = scheduler_.order().size();
+  for (std::size_t i = 0; i < num_items; ++i) {
+    const auto item = static_cast<std::uint32_t>(order[i]);
+    const std::uint32_t list = by_items.Divide(item);
+    const std::uint32_t list_head = by_blocks.Divide(list);
+    const Block& block = blocks[list - list_head * num_blocks];
+    const std::int32_t first = list_indptr[list];
+    const std::int32_t pages = list_indptr[list + 1] - first;
+    const std::int32_t unused = pages > 0 ? block.unused_tokens : 0;
+    qo_indptr[i] = block.qo_indptr;
+    kv_indptr[i] = first;
+    qo_len[i] = block.qo_len;
+    kv_len[i] = pages * static_cast<std::int32_t>(kPageTokens) - unused;
+    head[i] = static_cast<std::int32_t>(list_head * per_list + item - list * per_list);
   }
-  if (lists_.full_len_offset >= 0) return;
-  for (std::size_t i = 0; i < items_.size(); ++i) qo_len[i] = to[i].qo_len;
 }
 
 void LayerPlanner::Plan(std::int64_t layer, IntLayout* layout, StepPlan* plan) {
   SetOwned(layer, plan);
   plan->list_indptr_offset[layer] = layout->Add(plan->num_lists + 1);
+  RunWriter runs = scheduler_.Begin(static_cast<std::size_t>(plan->num_lists),
+                                    static_cast<std::int32_t>(lists_.items_per_list));
   plan->list_pages[layer] =
       FillLists(layer, plan->owned_blocks.data() + layer * lists_.num_slots * 2,
-                layout->At(plan->list_indptr_offset[layer]));
-  scheduler_.Schedule(WorkMethod::kAuto, static_cast<std::int32_t>(lists_.items_per_list));
+                layout->At(plan->list_indptr_offset[layer]), &runs);
+  scheduler_.Schedule(WorkMethod::kAuto, runs);
   std::int64_t* const info = plan->plan_info.data() + layer * 9;
   info[0] = lists_.zeros_offset;
   for (const int array : {1, 2, 4, 5}) info[array] = layout->Add(plan->num_items);
@@ -207,7 +234,7 @@ void LayerPlanner::Plan(std::int64_t layer, IntLayout* layout, StepPlan* plan) {
   info[6] = layout->Add(lists_.num_ctas + 1);
   info[7] = lists_.zeros_offset;
   info[8] = 0;
-  WriteItems(info, *layout);
+  WriteItems(*plan, layer, *layout);
   plan->cta_makespan_ns[layer] =
       *std::max_element(scheduler_.loads().begin(), scheduler_.loads().end());
 }

@@ -53,33 +53,24 @@ struct StepLists {
 class LayerPlanner {
  public:
   LayerPlanner(const StepLists& lists, const CostModel& cost);
-
-  /// Of every step, before its layers.
-  void BeginStep();
   /// Writes the layer's tables into `layout`, and what the plan says of the layer into `plan`.
   void Plan(std::int64_t layer, IntLayout* layout, StepPlan* plan);
 
  private:
-  /// A work item in one place, since tables are written in another order than lists are made.
-  struct Item {
-    std::int32_t qo_indptr;
-    std::uint16_t head;  // of this rank
-    std::uint16_t qo_len;
-    // These differ from layer to layer.
-    std::int32_t kv_indptr;
-    std::int32_t kv_len;
-  };
-
   void SetOwned(std::int64_t layer, StepPlan* plan) const;
-  std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr);
+  /// Adds all lists of a layer to `runs`; returns their pages.
+  std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr,
+                         RunWriter* runs) const;
   template <std::uint32_t kTile>
-  std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr);
-  void WriteItems(const std::int64_t* info, const IntLayout& layout);
+  std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr,
+                         RunWriter* runs) const;
+  void WriteItems(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;
+  template <bool kOnePerList>
+  void WriteFull(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;
+  void WriteRagged(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;
 
   const StepLists& lists_;
   WorkScheduler scheduler_;
-  std::vector<Item> items_;   // [num_items]
-  std::vector<Item> placed_;  // [num_items], in the order of the tables
 };
 
 }  // namespace shplb::internal

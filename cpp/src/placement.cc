@@ -42,19 +42,6 @@ void Validate(const PlacementProblem& p) {
   }
 }
 
-void SortUnits(std::span<const std::int64_t> loads, LayerPlacement* layer) {
-  // Negated, so that the plain order of pairs is descending load, then ascending unit.
-  layer->key.clear();
-  for (std::size_t i = 0; i < loads.size(); ++i) {
-    layer->key.emplace_back(-loads[i], static_cast<std::int32_t>(i));
-  }
-  std::sort(layer->key.begin(), layer->key.end());
-  for (std::size_t i = 0; i < loads.size(); ++i) {
-    layer->load[i] = -layer->key[i].first;
-    layer->unit[i] = layer->key[i].second;
-  }
-}
-
 std::int64_t Largest(const LayerPlacement& layer) {
   return *std::max_element(layer.rank_load.begin(), layer.rank_load.end());
 }
@@ -145,7 +132,7 @@ Placement PlaceHeads(const PlacementProblem& problem) {
   const bool dealt =
       problem.method == PlacementMethod::kContiguous || problem.method == PlacementMethod::kSnake;
   for (std::size_t l = 0; l < layers; ++l) {
-    SortUnits(problem.loads.subspan(l * units, units), &layer);
+    internal::SortUnits(problem.loads.subspan(l * units, units), &layer);
     placement.lower_bound[l] = Solve(problem.method, &layer);
     const std::span head_to_rank(placement.head_to_rank.data() + l * units, units);
     const std::span rank_loads(placement.rank_loads.data() + l * ranks, ranks);

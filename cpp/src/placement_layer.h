@@ -21,12 +21,16 @@ struct LayerPlacement {
   std::vector<std::int32_t> rank;        // [num_units], the answer
   std::vector<std::int64_t> rank_load;   // [num_ranks]
   std::vector<std::int32_t> rank_count;  // [num_ranks]
-  std::vector<std::pair<std::int64_t, std::int32_t>> key;  // scratch of the sort
+  std::vector<std::uint64_t> packed;     // scratch of SortUnits
+  std::vector<std::pair<std::int64_t, std::int32_t>> key;  // and where those don't fit
   std::vector<std::int64_t> open_load;                     // scratch of PlaceLongestFirst
   std::vector<std::int32_t> name;                          // scratch of naming the ranks
   std::vector<std::int32_t> member;                        // scratch of ImproveBySwaps
   std::vector<std::int64_t> prefix;                        // scratch of CountingBound
 };
+
+/// Sets `load` and `unit`, which have the size of `loads`.
+void SortUnits(std::span<const std::int64_t> loads, LayerPlacement* layer);
 
 /// No assignment has a smaller largest rank load than the mean, or than the longest unit with the
 /// company it must have.

@@ -119,11 +119,8 @@ void StepPlanner::Impl::PlanLayers(std::span<std::byte> buffer, std::int64_t sta
   std::exception_ptr error;
   const auto work = [&](int worker) {
     LayerPlanner& planner = workers[static_cast<std::size_t>(worker)];
-    bool begun = false;
     for (std::int64_t layer = next++; layer < num_layers; layer = next++) {
       try {
-        if (!begun) planner.BeginStep();
-        begun = true;
         IntLayout layout(buffer, start + layer * bytes);
         planner.Plan(layer, &layout, plan);
       } catch (...) {

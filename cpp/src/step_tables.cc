@@ -2,6 +2,7 @@
 #include "step_tables.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "shplb/error.h"
 
@@ -131,6 +132,8 @@ LoadTables::LoadTables(const StepPlannerConfig& config)
     }
   }
   largest_block_load_ = *std::max_element(block_loads_.begin(), block_loads_.end());
+  longest_rises_ = std::equal(longest_.begin() + num_cells_, longest_.end(), longest_.begin(),
+                              std::greater_equal<>());
   FillPrefixSums(config);
 }
 
@@ -222,7 +225,8 @@ void LoadTables::AddLoads(const Extent& e, std::int64_t sign, std::span<std::int
 
 void LoadTables::RaiseLongest(const Extent& e, std::span<std::int64_t> longest) const {
   std::int64_t* const most = longest.data();
-  for (std::int64_t block = FirstBlock(e); block < EndBlock(e); ++block) {
+  const std::int64_t first = longest_rises_ ? EndBlock(e) - 1 : FirstBlock(e);
+  for (std::int64_t block = first; block < EndBlock(e); ++block) {
     const std::uint32_t* const row = LongestItems(VisiblePages(e, block)).data();
     for (std::int64_t cell = 0; cell < num_cells_; ++cell) {
       most[cell] = std::max(most[cell], std::int64_t{row[cell]});

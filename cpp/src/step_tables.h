@@ -79,6 +79,7 @@ class LoadTables {
   std::vector<std::vector<Replica>> replicas_;  // [num_layers]
   std::vector<std::uint32_t> block_loads_;      // [max_pages + 1, num_cells]
   std::vector<std::uint32_t> longest_;          // [max_pages + 1, num_cells]
+  bool longest_rises_ = false;                  // with visible pages, in every cell
   std::vector<std::int64_t> prefix_sums_;       // [full blocks + 1, num_cells]
   std::vector<std::int64_t> dense_sums_;        // [full blocks + 1]
   std::vector<std::int64_t> dense_loads_;       // [max_pages + 1]

@@ -15,6 +15,7 @@ namespace shplb {
 namespace {
 
 using internal::IntLayout;
+using internal::RunWriter;
 using internal::WorkMethod;
 using internal::WorkScheduler;
 
@@ -45,28 +46,8 @@ void CheckItem(const WorkPlanProblem& p, std::size_t i, std::int64_t tile_rows) 
   if (p.head_indices[i] < 0) Refuse("head_indices", i, p.head_indices[i], "a head >= 0");
 }
 
-/// Without branches first, since all items are right as a rule.
-void CheckItems(const WorkPlanProblem& p, std::int64_t tile_rows) {
-  const std::size_t num_items = p.kv_lens.size();
-  const auto most_rows = static_cast<std::int32_t>(tile_rows);
-  const std::int32_t* const rows = p.qo_lens.data();
-  const std::int32_t* const tokens = p.kv_lens.data();
-  const std::int32_t* const first_row = p.qo_indptr.data();
-  const std::int32_t* const first_entry = p.kv_indptr.data();
-  const std::int32_t* const head = p.head_indices.data();
-  std::int32_t wrong = 0;  // its sign bit
-  for (std::size_t i = 0; i < num_items; ++i) {
-    const std::int32_t short_list = tokens[i] < rows[i] && tokens[i] != 0 ? -1 : 0;
-    const std::int32_t long_list = tokens[i] > kMaxListTokens ? -1 : 0;
-    const std::int32_t bad_rows = rows[i] < 1 || rows[i] > most_rows ? -1 : 0;
-    wrong |= short_list | long_list | bad_rows | first_row[i] | first_entry[i] | head[i];
-  }
-  if (wrong >= 0) return;
-  for (std::size_t i = 0; i < num_items; ++i) CheckItem(p, i, tile_rows);
-}
-
-void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
-  const TileShape tile = TileShapeOf(p.head_dim);
+/// Of all but the items' values.
+void Validate(const WorkPlanProblem& p) {
   Validate(p.cost);
   RequireInRange("num_ctas", p.num_ctas, 1, kMaxPlanCtas);
   const auto num_items = static_cast<std::int64_t>(p.kv_lens.size());
@@ -75,8 +56,10 @@ void Validate(const WorkPlanProblem& p, std::span<std::byte> buffer) {
   CheckSize("qo_lens", p.qo_lens, p.kv_lens.size());
   CheckSize("kv_indptr", p.kv_indptr, p.kv_lens.size());
   CheckSize("head_indices", p.head_indices, p.kv_lens.size());
-  CheckItems(p, tile.query_rows);
-  const std::int64_t bytes = WorkPlanBytes(num_items, p.num_ctas);
+}
+
+void CheckBuffer(const WorkPlanProblem& p, std::span<std::byte> buffer) {
+  const std::int64_t bytes = WorkPlanBytes(static_cast<std::int64_t>(p.kv_lens.size()), p.num_ctas);
   if (static_cast<std::int64_t>(buffer.size()) < bytes) {
     throw InvalidArgument("out", ToText(static_cast<std::int64_t>(buffer.size())) + " bytes",
                           "at least " + ToText(bytes));
@@ -107,22 +90,29 @@ WorkMethod MethodOf(WorkPlanMethod method) {
   return WorkMethod::kAuto;
 }
 
-/// An item in one place, since the tables read items in another order than they come.
+/// An item in 16 bytes, since the tables read items in another order than they come. The rows have
+/// 8 bits, which the lengths and row numbers leave over.
 struct PackedItem {
-  std::int32_t qo_indptr;
-  std::int32_t kv_indptr;
-  std::int32_t kv_len;
+  PackedItem(const WorkPlanProblem& p, std::size_t i) {
+    const auto rows = static_cast<std::uint32_t>(p.qo_lens[i]) - 1;
+    row = static_cast<std::uint32_t>(p.qo_indptr[i]) | rows >> 7 << 31;
+    entry = p.kv_indptr[i];
+    tokens = static_cast<std::uint32_t>(p.kv_lens[i]) | rows << 25;
+    head = p.head_indices[i];
+  }
+  PackedItem() = default;
+
+  std::int32_t qo_indptr() const { return static_cast<std::int32_t>(row & 0x7fffffff); }
+  std::int32_t qo_len() const {
+    return static_cast<std::int32_t>(row >> 31 << 7 | tokens >> 25) + 1;
+  }
+  std::int32_t kv_len() const { return static_cast<std::int32_t>(tokens & 0x1ffffff); }
+
+  std::uint32_t row;
+  std::int32_t entry;
+  std::uint32_t tokens;
   std::int32_t head;
 };
-
-/// Division by a constant, which compilers turn into a multiplication.
-template <std::uint32_t kTile>
-void FillTiles(std::span<const std::int32_t> tokens, std::int32_t* tiles) {
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    const auto count = static_cast<std::uint32_t>(tokens[i]);
-    tiles[i] = static_cast<std::int32_t>((count + kTile - 1) / kTile);
-  }
-}
 
 /// Mean, longest item, and: of the k * ctas + 1 longest items some CTA has k + 1.
 std::int64_t LowerBound(const WorkScheduler& scheduler) {
@@ -143,23 +133,55 @@ std::int64_t LowerBound(const WorkScheduler& scheduler) {
 }  // namespace
 
 struct WorkPlanner::Impl {
+  void Pack(const WorkPlanProblem& p, std::int64_t tile_rows);
   void Schedule(const WorkPlanProblem& p);
+  template <std::uint32_t kTile>
+  void AddItems(std::span<const std::int32_t> tokens, RunWriter* runs);
   void Write(const WorkPlanProblem& p, const IntLayout& layout, WorkPlan* plan);
 
   WorkScheduler scheduler;
   std::vector<PackedItem> packed;
 };
 
-void WorkPlanner::Impl::Schedule(const WorkPlanProblem& p) {
-  std::vector<std::int32_t>& tiles = scheduler.tiles();
-  tiles.resize(p.kv_lens.size());
-  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
-    FillTiles<96>(p.kv_lens, tiles.data());
-  } else {
-    FillTiles<32>(p.kv_lens, tiles.data());
+/// Checks without branches first, since all items are right as a rule.
+void WorkPlanner::Impl::Pack(const WorkPlanProblem& p, std::int64_t tile_rows) {
+  const std::size_t num_items = p.kv_lens.size();
+  if (packed.size() < num_items) packed.resize(num_items);
+  const auto most_rows = static_cast<std::uint32_t>(tile_rows);
+  std::int32_t wrong = 0;  // its sign bit
+  for (std::size_t i = 0; i < num_items; ++i) {
+    const std::int32_t rows = p.qo_lens[i];
+    const std::int32_t tokens = p.kv_lens[i];
+    const std::int32_t short_list = tokens < rows && tokens != 0 ? -1 : 0;
+    const std::int32_t long_list = tokens > kMaxListTokens ? -1 : 0;
+    const std::int32_t bad_rows = static_cast<std::uint32_t>(rows) - 1 >= most_rows ? -1 : 0;
+    wrong |=
+        short_list | long_list | bad_rows | p.qo_indptr[i] | p.kv_indptr[i] | p.head_indices[i];
+    packed[i] = PackedItem(p, i);
   }
+  if (wrong >= 0) return;
+  for (std::size_t i = 0; i < num_items; ++i) CheckItem(p, i, tile_rows);
+}
+
+void WorkPlanner::Impl::Schedule(const WorkPlanProblem& p) {
   scheduler.Configure(p.num_ctas, p.cost.item_ns, p.cost.kv_tile_ns);
-  scheduler.Schedule(MethodOf(p.method));
+  RunWriter runs = scheduler.Begin(p.kv_lens.size());
+  if (TileShapeOf(p.head_dim).kv_tokens == 96) {
+    AddItems<96>(p.kv_lens, &runs);
+  } else {
+    AddItems<32>(p.kv_lens, &runs);
+  }
+  scheduler.Schedule(MethodOf(p.method), runs);
+}
+
+/// Division by a constant, which compilers turn into a multiplication.
+template <std::uint32_t kTile>
+void WorkPlanner::Impl::AddItems(std::span<const std::int32_t> tokens, RunWriter* runs) {
+  RunWriter writer = *runs;  // a local object, whose members can stay in registers
+  for (const std::int32_t count : tokens) {
+    writer.Add(static_cast<std::int32_t>((static_cast<std::uint32_t>(count) + kTile - 1) / kTile));
+  }
+  *runs = writer;
 }
 
 void WorkPlanner::Impl::Write(const WorkPlanProblem& p, const IntLayout& layout, WorkPlan* plan) {
@@ -172,23 +194,16 @@ void WorkPlanner::Impl::Write(const WorkPlanProblem& p, const IntLayout& layout,
   std::int32_t* const qo_len = layout.At(info[3]);
   std::int32_t* const kv_len = layout.At(info[4]);
   std::int32_t* const head = layout.At(info[5]);
-  plan->order.resize(num_items);
-  std::int32_t* const order = plan->order.data();
-  scheduler.ForEachItem(
-      [order](std::int32_t position, std::int32_t item) { order[position] = item; });
-  if (packed.size() < num_items) packed.resize(num_items);
-  for (std::size_t i = 0; i < num_items; ++i) {
-    packed[i] = {p.qo_indptr[i], p.kv_indptr[i], p.kv_lens[i], p.head_indices[i]};
-  }
+  const std::span<const std::int32_t> order = scheduler.order();
   for (std::size_t position = 0; position < num_items; ++position) {
-    const auto index = static_cast<std::size_t>(order[position]);
-    const PackedItem item = packed[index];
-    qo_indptr[position] = item.qo_indptr;
-    kv_indptr[position] = item.kv_indptr;
-    qo_len[position] = p.qo_lens[index];
-    kv_len[position] = item.kv_len;
+    const PackedItem item = packed[static_cast<std::size_t>(order[position])];
+    qo_indptr[position] = item.qo_indptr();
+    kv_indptr[position] = item.entry;
+    qo_len[position] = item.qo_len();
+    kv_len[position] = item.kv_len();
     head[position] = item.head;
   }
+  plan->order.assign(order.begin(), order.end());
   std::copy(scheduler.indptr().begin(), scheduler.indptr().end(), layout.At(info[6]));
 }
 
@@ -204,7 +219,10 @@ WorkPlanner::WorkPlanner() : impl_(std::make_unique<Impl>()) {}
 WorkPlanner::~WorkPlanner() = default;
 
 WorkPlan WorkPlanner::Plan(const WorkPlanProblem& p, std::span<std::byte> buffer) {
-  Validate(p, buffer);
+  const TileShape tile = TileShapeOf(p.head_dim);
+  Validate(p);
+  impl_->Pack(p, tile.query_rows);
+  CheckBuffer(p, buffer);
   impl_->Schedule(p);
   IntLayout layout(buffer);
   WorkPlan plan;

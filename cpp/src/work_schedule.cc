@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <numeric>
 
 namespace shplb::internal {
 
@@ -22,6 +21,10 @@ constexpr std::int64_t kRefill = 4;
 constexpr std::uint64_t kFine = 512;
 constexpr std::uint64_t kCoarse = 64;
 
+/// Rows of one item per CTA. Which rows go back follows the Thue-Morse sequence: forth and back
+/// cancels the slope of the lengths, back and forth after that their curvature, and so on.
+bool GoesBack(std::size_t row) { return std::popcount(row) % 2 == 1; }
+
 }  // namespace
 
 WorkScheduler::WorkScheduler() : histogram_(kSortBuckets) {}
@@ -32,9 +35,6 @@ void WorkScheduler::Configure(std::int64_t num_ctas, std::int64_t item_ns, std::
   const auto ctas = static_cast<std::size_t>(num_ctas);
   if (ctas == num_ctas_) return;
   num_ctas_ = ctas;
-  forth_.resize(ctas);
-  std::iota(forth_.begin(), forth_.end(), std::uint16_t{0});
-  back_.assign(forth_.rbegin(), forth_.rend());
   count_.resize(ctas);
   indptr_.resize(ctas + 1);
   next_.resize(ctas);
@@ -42,54 +42,49 @@ void WorkScheduler::Configure(std::int64_t num_ctas, std::int64_t item_ns, std::
   queue_ = CtaQueue(num_ctas);
 }
 
-void WorkScheduler::Schedule(WorkMethod method, std::int32_t items_per_list) {
-  num_items_ = tiles_.size() * static_cast<std::size_t>(items_per_list);
-  if (cta_.size() < num_items_) cta_.resize(num_items_);
-  Sort(FindRuns(items_per_list));
-  Assign(method);
-  StartPositions();
+RunWriter WorkScheduler::Begin(std::size_t num_lists, std::int32_t items_per_list) {
+  if (runs_.size() <= num_lists) runs_.resize(num_lists + 1);
+  return RunWriter(runs_.data(), items_per_list);
 }
 
-/// Every list overwrites the run's end, and only the last list of a run moves on: no branch.
-std::size_t WorkScheduler::FindRuns(std::int32_t items_per_list) {
-  const std::size_t num_lists = tiles_.size();
-  if (ends_.size() < num_lists) ends_.resize(num_lists);
-  const std::int32_t* const tiles = tiles_.data();
-  RunEnd* end = ends_.data();
-  std::int32_t item = 0;
-  for (std::size_t i = 0; i + 1 < num_lists; ++i) {
-    item += items_per_list;
-    *end = {tiles[i], item};
-    end += tiles[i] != tiles[i + 1] ? 1 : 0;
+void WorkScheduler::Schedule(WorkMethod method, const RunWriter& runs) {
+  num_items_ = static_cast<std::size_t>(runs.last()->end);
+  if (sorted_.size() < num_items_) {
+    sorted_.resize(num_items_);
+    cta_.resize(num_items_);
+    order_.resize(num_items_);
+    dealt_.resize(num_items_ / kDealRows + 1);
   }
-  *end++ = {tiles[num_lists - 1], item + items_per_list};
-  return static_cast<std::size_t>(end - ends_.data());
+  Sort({runs_.data() + 1, runs.last() + 1});
+  Assign(method);
+  Place();
 }
 
-/// Stable counting sort, descending; keys above 12 bits need two passes.
-void WorkScheduler::Sort(std::size_t num_runs) {
+/// Stable counting sort, descending; keys above 12 bits need two passes. Leaves the histogram
+/// empty.
+void WorkScheduler::Sort(std::span<const WorkRun> runs) {
   std::int32_t largest = 0;
-  for (const std::int32_t tiles : tiles_) largest = std::max(largest, tiles);
-  if (sorted_.size() < num_items_) sorted_.resize(num_items_);
-  const std::span<const RunEnd> runs(ends_.data(), num_runs);
-  const bool twice = largest >= kSortBuckets;
-  std::fill(histogram_.begin(), histogram_.begin() + (twice ? kSortBuckets : largest + 1), 0);
   std::int32_t first = 0;
-  for (const RunEnd& run : runs) {
-    histogram_[run.tiles & kSortMask] += run.end - first;
+  tiles_ = 0;
+  for (const WorkRun& run : runs) {
+    const std::int32_t items = run.end - first;
+    histogram_[run.tiles & kSortMask] += items;
+    tiles_ += std::int64_t{items} * run.tiles;
+    largest = std::max(largest, run.tiles);
     first = run.end;
   }
-  StartBuckets(twice ? kSortBuckets : largest + 1);
-  if (!twice) {
-    SortByLowBits(runs, sorted_.data());
-    return;
-  }
-  half_sorted_.resize(num_items_);
-  SortByLowBits(runs, half_sorted_.data());
-  std::fill(histogram_.begin(), histogram_.end(), 0);
-  for (const WorkItem& item : half_sorted_) ++histogram_[item.tiles >> kSortBits];
+  const std::int32_t buckets = std::min(largest + 1, kSortBuckets);
+  StartBuckets(buckets);
+  const bool twice = largest >= kSortBuckets;
+  if (twice) half_sorted_.resize(std::max(half_sorted_.size(), num_items_));
+  SortByLowBits(runs, twice ? half_sorted_.data() : sorted_.data());
+  std::fill_n(histogram_.begin(), buckets, 0);
+  if (!twice) return;
+  const std::span<const WorkItem> half(half_sorted_.data(), num_items_);
+  for (const WorkItem& item : half) ++histogram_[item.tiles() >> kSortBits];
   StartBuckets((largest >> kSortBits) + 1);
-  SortByHighBits(half_sorted_, sorted_.data());
+  SortByHighBits(half, sorted_.data());
+  std::fill_n(histogram_.begin(), (largest >> kSortBits) + 1, 0);
 }
 
 /// Turns counts into first positions, buckets descending.
@@ -103,34 +98,39 @@ void WorkScheduler::StartBuckets(std::int32_t buckets) {
   }
 }
 
-void WorkScheduler::SortByLowBits(std::span<const RunEnd> from, WorkItem* to) {
+void WorkScheduler::SortByLowBits(std::span<const WorkRun> runs, WorkItem* to) {
   std::int32_t* const next = histogram_.data();
-  std::int32_t item = 0;
-  for (const RunEnd& run : from) {
+  std::int32_t first = 0;
+  for (const WorkRun& run : runs) {
     std::int32_t& start = next[run.tiles & kSortMask];
     WorkItem* at = to + start;
-    start += run.end - item;
+    start += run.end - first;
+    WorkItem* const end = to + start;
+    WorkItem item(run.tiles, first);
     do {
-      *at++ = {run.tiles, item++};
-    } while (item < run.end);
+      *at++ = item;
+      ++item;
+    } while (at < end);
+    first = run.end;
   }
 }
 
 void WorkScheduler::SortByHighBits(std::span<const WorkItem> from, WorkItem* to) {
   std::int32_t* const next = histogram_.data();
-  for (const WorkItem& item : from) to[next[item.tiles >> kSortBits]++] = item;
+  for (const WorkItem& item : from) to[next[item.tiles() >> kSortBits]++] = item;
 }
 
 void WorkScheduler::Restart() {
   std::fill(load_.begin(), load_.end(), 0);
   std::fill(count_.begin(), count_.end(), 0);
+  std::fill_n(dealt_.begin(), num_items_ / (kDealRows * num_ctas_) + 1, std::uint8_t{0});
 }
 
 void WorkScheduler::Assign(WorkMethod method) {
   if (method == WorkMethod::kAuto && AssignDealt()) return;
   Restart();
   if (method == WorkMethod::kSnake) {
-    Deal(0, num_items_);
+    Deal();
   } else {
     LongestFirst(0, num_items_);
   }
@@ -142,17 +142,22 @@ void WorkScheduler::Assign(WorkMethod method) {
 bool WorkScheduler::AssignDealt() {
   const std::size_t rows = num_items_ / num_ctas_;
   if (rows < kDealRows + kTailRows) return false;
-  const std::size_t part = kDealRows * num_ctas_;
-  const std::size_t tail = (rows - kTailRows) / kDealRows * part;
-  const std::int64_t bound = std::max(MeanLoadFrom(0), LoadOf(sorted_[0]));
-  const std::int64_t can_level = MeanLoadFrom(tail) + bound / (2 * kEnough);
+  const std::size_t part_items = kDealRows * num_ctas_;
+  const std::size_t parts = (rows - kTailRows) / kDealRows;
+  const std::size_t tail = parts * part_items;
+  std::int64_t tail_tiles = 0;
+  for (std::size_t i = tail; i < num_items_; ++i) tail_tiles += sorted_[i].tiles();
+  const auto items = static_cast<std::int64_t>(num_items_);
+  const std::int64_t bound = std::max(MeanLoad(items, tiles_), LoadOf(sorted_[0]));
+  const std::int64_t can_level =
+      MeanLoad(items - static_cast<std::int64_t>(tail), tail_tiles) + bound / (2 * kEnough);
   Restart();
   bool level = true;
-  for (std::size_t item = 0; item < tail; item += part) {
+  for (std::size_t part = 0; part < parts; ++part) {
     if (level) {
-      Deal(item, item + part);
+      DealPart(part);
     } else {
-      LongestFirst(item, item + part);
+      LongestFirst(part * part_items, (part + 1) * part_items);
     }
     level = Unlevel() <= can_level;
   }
@@ -161,11 +166,8 @@ bool WorkScheduler::AssignDealt() {
   return *std::max_element(load_.begin(), load_.end()) - bound <= bound / kEnough;
 }
 
-/// Load per CTA of the items from `first` on.
-std::int64_t WorkScheduler::MeanLoadFrom(std::size_t first) const {
-  std::int64_t tiles = 0;
-  for (std::size_t i = first; i < num_items_; ++i) tiles += sorted_[i].tiles;
-  const auto items = static_cast<std::int64_t>(num_items_ - first);
+/// Load per CTA.
+std::int64_t WorkScheduler::MeanLoad(std::int64_t items, std::int64_t tiles) const {
   return (item_ns_ * items + tile_ns_ * tiles) / static_cast<std::int64_t>(num_ctas_);
 }
 
@@ -180,21 +182,37 @@ std::int64_t WorkScheduler::Unlevel() const {
   return most - sum / static_cast<std::int64_t>(num_ctas_);
 }
 
-/// Rows of one item per CTA. Which rows go back follows the Thue-Morse sequence: forth and back
-/// cancels the slope of the lengths, back and forth after that their curvature, and so on.
-void WorkScheduler::Deal(std::size_t from, std::size_t to) {
-  for (; from + num_ctas_ <= to; from += num_ctas_) DealRow(from, num_ctas_);
-  if (from < to) DealRow(from, to - from);
+void WorkScheduler::Deal() {
+  const std::size_t parts = num_items_ / (kDealRows * num_ctas_);
+  for (std::size_t part = 0; part < parts; ++part) DealPart(part);
+  for (std::size_t from = parts * kDealRows * num_ctas_; from < num_items_; from += num_ctas_) {
+    DealRow(from, std::min(num_ctas_, num_items_ - from));
+  }
+}
+
+/// Of the four rows of a part, the inner two go the other way.
+void WorkScheduler::DealPart(std::size_t part) {
+  dealt_[part] = 1;
+  const std::size_t ctas = num_ctas_;
+  const WorkItem* const item = sorted_.data() + part * kDealRows * ctas;
+  std::int64_t* const loads = load_.data();
+  const bool back = GoesBack(part * kDealRows);
+  for (std::size_t i = 0; i < ctas; ++i) {
+    const std::size_t j = ctas - 1 - i;
+    const std::int32_t tiles = item[i].tiles() + item[ctas + j].tiles() +
+                               item[2 * ctas + j].tiles() + item[3 * ctas + i].tiles();
+    loads[back ? j : i] += item_ns_ * kDealRows + tile_ns_ * tiles;
+  }
+  for (std::int32_t& count : count_) count += kDealRows;
 }
 
 void WorkScheduler::DealRow(std::size_t from, std::size_t items) {
-  const bool back = std::popcount(from / num_ctas_) % 2 == 1;
-  const std::vector<std::uint16_t>& order = back ? back_ : forth_;
-  const WorkItem* const item = sorted_.data() + from;
-  std::copy_n(order.data(), items, cta_.data() + from);
+  const bool back = GoesBack(from / num_ctas_);
   for (std::size_t i = 0; i < items; ++i) {
-    load_[order[i]] += LoadOf(item[i]);
-    ++count_[order[i]];
+    const std::size_t cta = back ? num_ctas_ - 1 - i : i;
+    cta_[from + i] = static_cast<std::uint16_t>(cta);
+    load_[cta] += LoadOf(sorted_[from + i]);
+    ++count_[cta];
   }
 }
 
@@ -211,7 +229,7 @@ void WorkScheduler::LongestFirst(std::size_t from, std::size_t to) {
   const bool few = num_items_ < 4 * num_ctas_;
   const std::uint64_t fineness = few ? kFine : kCoarse;
   for (std::size_t i = from; i < to; ++i) {
-    const std::int64_t load = item_ns + tile_ns * items[i].tiles;
+    const std::int64_t load = item_ns + tile_ns * items[i].tiles();
     if (load < renew_below) {
       queue.Fill(load_, load, fineness);
       renew_below = load / kRefill;
@@ -225,13 +243,45 @@ void WorkScheduler::LongestFirst(std::size_t from, std::size_t to) {
   queue_ = std::move(queue);
 }
 
-void WorkScheduler::StartPositions() {
+/// Writes order_ and indptr_.
+void WorkScheduler::Place() {
   std::int32_t sum = 0;
   for (std::size_t cta = 0; cta < count_.size(); ++cta) {
     next_[cta] = indptr_[cta] = sum;
     sum += count_[cta];
   }
   indptr_.back() = sum;
+  const std::size_t part_items = kDealRows * num_ctas_;
+  for (std::size_t part = 0; part * part_items < num_items_; ++part) {
+    if (dealt_[part] != 0) {
+      PlacePart(part);
+      continue;
+    }
+    const std::size_t end = std::min(num_items_, (part + 1) * part_items);
+    std::int32_t* const next = next_.data();
+    for (std::size_t i = part * part_items; i < end; ++i) {
+      order_[next[cta_[i]]++] = sorted_[i].index();
+    }
+  }
+}
+
+/// Each CTA's four items of a dealt part follow each other in the table.
+void WorkScheduler::PlacePart(std::size_t part) {
+  const std::size_t ctas = num_ctas_;
+  const WorkItem* const item = sorted_.data() + part * kDealRows * ctas;
+  std::int32_t* const order = order_.data();
+  std::int32_t* const next = next_.data();
+  const bool back = GoesBack(part * kDealRows);
+  for (std::size_t i = 0; i < ctas; ++i) {
+    const std::size_t j = ctas - 1 - i;
+    const std::size_t cta = back ? j : i;
+    std::int32_t* const to = order + next[cta];
+    to[0] = item[i].index();
+    to[1] = item[ctas + j].index();
+    to[2] = item[2 * ctas + j].index();
+    to[3] = item[3 * ctas + i].index();
+    next[cta] += kDealRows;
+  }
 }
 
 }  // namespace shplb::internal
