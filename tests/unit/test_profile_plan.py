@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from synthetic import LENGTHS, is_one_sentence, make_profile, make_serving_plan, make_shape
 
+from shplb.allocation import head_budgets
 from shplb.container import FileFormatError
 from shplb.model import Fingerprint
 from shplb.plan import ServingPlan, expand_groups
-from shplb.planning import PlanningError, count_bound, head_budgets, make_plan
+from shplb.planning import PlanningError, count_bound, make_plan
 from shplb.profile import HeadProfile
 from shplb.sparsity import SparsityRule
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic import LENGTHS, make_profile, make_shape
 
-from shplb.planning import group_loads, head_budgets
+from shplb.allocation import group_loads, head_budgets
 from shplb.sparsity import BudgetTable, SparsityRule
 
 
