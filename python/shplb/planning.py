@@ -8,6 +8,7 @@ from importlib.metadata import version
 import msgspec
 
 from shplb.allocation import Allocation, allocate_apart
+from shplb.allocation_together import allocate_together
 from shplb.budget import Objective, Scope
 from shplb.container import content_hash
 from shplb.model import ModelShape
@@ -30,13 +31,23 @@ class PlanMaker:
         objective: Objective = "min_error",
         scope: Scope = "model",
         dense_below_tokens: int | None = None,
+        balance_aware: bool = False,
     ) -> None:
-        """PlanningError where ``tp_size`` does not divide the KV heads."""
+        """``balance_aware`` solves budgets and placement together instead of one after the other.
+
+        PlanningError where ``tp_size`` does not divide the KV heads, or balance-aware budgets are asked for with
+        another objective than ``min_error``.
+        """
+        if balance_aware and objective != "min_error":
+            raise PlanningError(
+                f"--balance-aware minimises output error, but --objective is {objective}: leave one of them out."
+            )
         check_tp_size(profile.model, tp_size)
         self.profile = profile
         self.tp_size = tp_size
         self.objective: Objective = objective
         self.scope: Scope = scope
+        self.balance_aware = balance_aware
         self.rule = profile.rule
         if dense_below_tokens is not None:
             self.rule = msgspec.structs.replace(self.rule, dense_below_tokens=dense_below_tokens)
@@ -49,13 +60,18 @@ class PlanMaker:
         """Budgets and placement; PlanningError where ``density`` is not in (0, 1]."""
         if not 0.0 < density <= 1.0:
             raise PlanningError(f"density is {density}, expected a share of attention in (0, 1].")
+        if self.balance_aware:
+            return allocate_together(self.profile, self.rule, density, self.tp_size, scope=self.scope)
         return allocate_apart(
             self.profile, self.rule, density, self.tp_size, objective=self.objective, scope=self.scope
         )
 
     def plan(self, density: float) -> ServingPlan:
         """The plan at mean density ``density``; errors as for :meth:`allocate`."""
-        made = self.allocate(density)
+        return self.plan_of(self.allocate(density), density)
+
+    def plan_of(self, made: Allocation, density: float) -> ServingPlan:
+        """The plan of what :meth:`allocate` made at ``density``."""
         return ServingPlan(
             model=self.profile.model,
             fingerprint=self.profile.fingerprint,
@@ -70,6 +86,7 @@ class PlanMaker:
             budgets=made.budgets,
             physical_to_logical=made.physical_to_logical,
             loads=made.loads,
+            balance_aware=self.balance_aware,
         )
 
 
@@ -81,13 +98,22 @@ def make_plan(
     objective: Objective = "min_error",
     scope: Scope = "model",
     dense_below_tokens: int | None = None,
+    balance_aware: bool = False,
 ) -> ServingPlan:
-    """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks.
+    """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks; see :class:`PlanMaker`.
 
     Raises:
-        PlanningError: tp_size does not divide the KV heads, or density is not in (0, 1].
+        PlanningError: tp_size does not divide the KV heads, density is not in (0, 1], or balance-aware budgets are
+            asked for with another objective than ``min_error``.
     """
-    maker = PlanMaker(profile, tp_size=tp_size, objective=objective, scope=scope, dense_below_tokens=dense_below_tokens)
+    maker = PlanMaker(
+        profile,
+        tp_size=tp_size,
+        objective=objective,
+        scope=scope,
+        dense_below_tokens=dense_below_tokens,
+        balance_aware=balance_aware,
+    )
     return maker.plan(density)
 
 

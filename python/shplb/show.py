@@ -24,8 +24,9 @@ def print_plan(plan: ServingPlan, console: Console, prediction: PromptPrediction
         f"{model.architecture}: {model.num_layers} layers, {model.num_qo_heads} query / {model.num_kv_heads} KV heads"
         + (f" ({len(model.inert_kv_heads)} of them padding)" if model.inert_kv_heads else "")
     )
+    how = f"{plan.objective}, per {plan.scope}" + (", balance-aware" if plan.balance_aware else "")
     console.print(
-        f"budgets ({plan.objective}, per {plan.scope}) at {plan.lengths[-1]} tokens: mean {longest.mean():.3f} of the "
+        f"budgets ({how}) at {plan.lengths[-1]} tokens: mean {longest.mean():.3f} of the "
         f"pages, least {longest.min():.3f}, most {longest.max():.3f}; the same shares beyond, which is conservative: "
         "needed shares shrink with length"
     )

@@ -2,15 +2,12 @@
 """The density that a target asks for: recovered attention mass, or attention time of a prompt."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from shplb.planning import PlanMaker, PlanningError
 from shplb.prediction import CHUNK_TOKENS, check_tokens, placed_ms
-
-#: Densities are found in steps of 1/10000, finer than a page of any context up to 640K tokens.
-STEPS = 10_000
+from shplb.steps import STEPS, first_step
 
 
 def density_for_recovery(maker: PlanMaker, recovery: float) -> float:
@@ -25,7 +22,7 @@ def density_for_recovery(maker: PlanMaker, recovery: float) -> float:
     if not 0.0 < recovery <= 1.0:
         raise PlanningError(f"--recovery is {recovery}, expected a share of attention mass in (0, 1].")
     curves = RecoveredMass(maker)
-    return _first_step(lambda density: curves.least_mean(maker.allocate(density).budgets) >= recovery) / STEPS
+    return first_step(lambda density: curves.least_mean(maker.allocate(density).budgets) >= recovery) / STEPS
 
 
 def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None = None) -> float:
@@ -53,7 +50,7 @@ def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None =
             f"tokens in chunks of {CHUNK_TOKENS} is predicted to take at least {least:.3f} ms; allow that much, or "
             "take a larger --tp."
         )
-    return (_first_step(lambda density: time_at(density) > budget_ms) - 1) / STEPS
+    return (first_step(lambda density: time_at(density) > budget_ms) - 1) / STEPS
 
 
 class RecoveredMass:
@@ -84,12 +81,3 @@ class RecoveredMass:
     def least_mean(self, budgets: np.ndarray) -> float:
         """The mean at the length where it is least, of those that are served sparse."""
         return float(self.means(budgets)[self._sparse].min())
-
-
-def _first_step(reached: Callable[[float], bool]) -> int:
-    """Least k in [1, STEPS] for which ``reached(k / STEPS)``, which is true at k = STEPS and stays true once it is."""
-    low, high = 0, STEPS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle / STEPS) else (middle, high)
-    return high

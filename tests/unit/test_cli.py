@@ -73,6 +73,7 @@ _BAD: list[tuple[list[str], str]] = [
     ([*_PLAN, "--latency-budget", "0"], "--latency-budget is 0.0, expected milliseconds"),
     ([*_PLAN, "--latency-budget", "inf"], "--latency-budget is inf"),
     ([*_PLAN, "--latency-budget", "0.001"], "is predicted to take at least"),
+    ([*_PLAN, "--balance-aware", "--objective", "uniform"], "--objective is uniform"),
     ([*_PLAN, "--at-tokens", "0"], "--at-tokens is 0"),
     ([*_PLAN, "--at-tokens", "1048577"], "expected a prompt of 1 to 1048576 tokens"),
     ([*_PLAN, "--scope", "head"], "scope"),

@@ -72,3 +72,25 @@ def test_a_latency_budget_is_kept(profile: Path) -> None:
 
 def test_without_a_target_the_default_density(profile: Path) -> None:
     assert json.loads(run(profile, "--json").stdout)["density"] == 0.25
+
+
+def test_balance_aware_shows_its_gain(profile: Path) -> None:
+    arguments = ["--tp", 8, "--density", 0.1, "--balance-aware"]
+    done = run(profile, *arguments)
+    assert all(len(line) <= 100 for line in done.stderr.splitlines() if not line.startswith("wrote "))
+    assert "min_error, per model, balance-aware" in done.stderr
+    gain = json.loads(run(profile, *arguments, "--json").stdout)["balance_gain"]
+    rows = {line.split("  ")[0].strip(): line.split() for line in done.stderr.splitlines()}
+    for row, side in (("apart", "apart"), ("together", "together"), ("apart, for the same error", "same_error")):
+        facts = gain[side]
+        shown = (
+            f"{facts['mean_density']:.4f}",
+            f"{facts['error'] / gain['apart']['error']:.4f}",
+            f"{facts['slowest_pages'] / gain['apart']['slowest_pages']:.4f}",
+            f"{facts['attention_ms']:.3f}",
+        )
+        assert tuple(rows[row][-4:]) == shown
+    assert gain["together"]["error"] < 0.99 * gain["apart"]["error"]
+    slower = gain["together"]["attention_ms"] > gain["apart"]["attention_ms"]
+    assert ("predicted to be slower" in done.stderr) == slower
+    assert json.loads(run(profile, "--tp", 4, "--json").stdout)["balance_gain"] is None

@@ -10,7 +10,8 @@ from synthetic import LENGTHS, is_one_sentence, make_profile, make_shape
 
 from shplb.planning import PlanMaker, PlanningError
 from shplb.prediction import placed_ms
-from shplb.targets import STEPS, RecoveredMass, density_for_latency, density_for_recovery
+from shplb.steps import STEPS
+from shplb.targets import RecoveredMass, density_for_latency, density_for_recovery
 
 PROFILE = make_profile(make_shape(layers=4, kv_heads=4, group=4, inert=(2,)))
 

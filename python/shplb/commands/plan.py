@@ -38,6 +38,10 @@ def plan(
     ] = None,
     objective: Annotated[str, typer.Option(help="min_error, max_min (the paper), max_mean or uniform.")] = "min_error",
     scope: Annotated[str, typer.Option(help="Share one total over the whole model, or per layer.")] = "model",
+    balance_aware: Annotated[
+        bool,
+        typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free."),
+    ] = False,
     dense_below: Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")] = 1024,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -47,10 +51,12 @@ def plan(
 
     Example: shplb plan m.profile.safetensors --tp 2 --latency-budget 400 --at-tokens 65536 --out m.plan.safetensors
     """
+    from shplb.balance_gain import balance_gain
     from shplb.planning import PlanMaker
     from shplb.prediction import check_tokens, predict_prompt
     from shplb.profile import HeadProfile
     from shplb.show import print_plan
+    from shplb.show_gain import print_gain
 
     targets = {"density": density, "recovery": recovery, "latency-budget": latency_budget}
     asked = {name: value for name, value in targets.items() if value is not None}
@@ -63,15 +69,23 @@ def plan(
         objective=objective,  # type: ignore[arg-type]
         scope=scope,  # type: ignore[arg-type]
         dense_below_tokens=dense_below,
+        balance_aware=balance_aware,
     )
-    made = maker.plan(find_density(maker, asked, at_tokens))
+    found = find_density(maker, asked, at_tokens)
+    allocation = maker.allocate(found)
+    made = maker.plan_of(allocation, found)
     prediction = predict_prompt(made, at_tokens)
+    gain = balance_gain(maker, allocation, found, prediction.tokens) if balance_aware else None
     made.save(out)
     console = Console(stderr=True)
     if as_json:
-        typer.echo(json.dumps({"plan": str(out), "asked": asked, **describe(made, maker, prediction)}, indent=1))
+        facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction)}
+        gained = None if gain is None else dataclasses.asdict(gain)
+        typer.echo(json.dumps({**facts, "balance_gain": gained}, indent=1))
     else:
         print_plan(made, console, prediction)
+        if gain is not None:
+            print_gain(gain, console)
     console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -105,6 +119,7 @@ def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPredict
         "density": made.density,
         "objective": made.objective,
         "scope": made.scope,
+        "balance_aware": made.balance_aware,
         "budgets": {
             "tokens": int(made.lengths[-1]),
             "mean": float(longest.mean()),
