@@ -19,9 +19,9 @@ from shplb.budget import Scope
 from shplb.profile import HeadProfile
 from shplb.sparsity import SparsityRule
 
-#: The total is cut in steps of 1/4096, by an eighth at most.
+#: The total is cut in steps of 1/4096, by half at most.
 _STEPS = 4096
-_MOST_CUT = 512
+_MOST_CUT = 2048
 _HALVINGS = 6
 
 
@@ -70,8 +70,9 @@ class _Together:
     def allocate(self, ranks: np.ndarray) -> Allocation | None:
         """Budgets for a placement; None where they are worse than the two solved apart.
 
-        Kept pages are whole, so an equal sum of densities can cost a little more: then the totals are cut, all lengths
-        by one share, until they fit, and that cut is halved back a few times.
+        Pages are whole, and apart the slowest rank may be another one at every length, while here all ranks are level:
+        so equal totals can cost more pages. Then the totals are cut, all lengths by one share, until they fit, and
+        that cut is halved back a few times.
         """
         most = _slowest_pages(self._apart.loads, self._ranks, self._tp_size)
 

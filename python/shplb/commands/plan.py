@@ -18,32 +18,46 @@ if TYPE_CHECKING:
 DEFAULT_DENSITY = 0.25
 
 
+# The options, apart from the function that takes them.
+Profile = Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")]
+Out = Annotated[Path, typer.Option(help="Plan file to write.")]
+Ranks = Annotated[int, typer.Option(help="Tensor-parallel size that will serve.")]
+Density = Annotated[
+    float | None, typer.Option(help=f"Mean share of attention to compute (default: {DEFAULT_DENSITY}).")
+]
+Recovery = Annotated[
+    float | None,
+    typer.Option(help="Instead: the least density at which heads recover this share of attention on average."),
+]
+LatencyBudget = Annotated[
+    float | None,
+    typer.Option(help="Instead: the largest density at which a prompt's attention takes this many ms at most."),
+]
+AtTokens = Annotated[
+    int | None, typer.Option(help="Length of the prompt that is predicted (default: the longest profiled).")
+]
+Objective = Annotated[str, typer.Option(help="min_error, max_min (the paper), max_mean or uniform.")]
+Scope = Annotated[str, typer.Option(help="Share one total over the whole model, or per layer.")]
+BalanceAware = Annotated[
+    bool, typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free.")
+]
+DenseBelow = Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
 def plan(
-    profile_path: Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")],
-    out: Annotated[Path, typer.Option(help="Plan file to write.")],
-    tp: Annotated[int, typer.Option(help="Tensor-parallel size that will serve.")] = 1,
-    density: Annotated[
-        float | None, typer.Option(help=f"Mean share of attention to compute (default: {DEFAULT_DENSITY}).")
-    ] = None,
-    recovery: Annotated[
-        float | None,
-        typer.Option(help="Instead: the least density at which heads recover this share of attention on average."),
-    ] = None,
-    latency_budget: Annotated[
-        float | None,
-        typer.Option(help="Instead: the largest density at which a prompt's attention takes this many ms at most."),
-    ] = None,
-    at_tokens: Annotated[
-        int | None, typer.Option(help="Length of the prompt that is predicted (default: the longest profiled).")
-    ] = None,
-    objective: Annotated[str, typer.Option(help="min_error, max_min (the paper), max_mean or uniform.")] = "min_error",
-    scope: Annotated[str, typer.Option(help="Share one total over the whole model, or per layer.")] = "model",
-    balance_aware: Annotated[
-        bool,
-        typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free."),
-    ] = False,
-    dense_below: Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")] = 1024,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    profile_path: Profile,
+    out: Out,
+    tp: Ranks = 1,
+    density: Density = None,
+    recovery: Recovery = None,
+    latency_budget: LatencyBudget = None,
+    at_tokens: AtTokens = None,
+    objective: Objective = "min_error",
+    scope: Scope = "model",
+    balance_aware: BalanceAware = False,
+    dense_below: DenseBelow = 1024,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a profile into budgets and a head placement for one tensor-parallel size.
 
