@@ -68,6 +68,8 @@ def test_a_latency_budget_is_kept(profile: Path) -> None:
     facts = json.loads(done.stdout)
     assert 55 < facts["prediction"]["placed_ms"] <= 60 < facts["prediction"]["dense_ms"]
     assert 0 < facts["density"] < 1
+    shown = run(profile, "--tp", 2, "--latency-budget", 60, "--at-tokens", 131072).stderr
+    assert f"--latency-budget 60 comes to density {facts['density']:g}" in shown
 
 
 def test_without_a_target_the_default_density(profile: Path) -> None:

@@ -72,9 +72,7 @@ def plan(
     from shplb.show import print_plan
     from shplb.show_gain import print_gain
 
-    targets = {"density": density, "recovery": recovery, "latency-budget": latency_budget}
-    asked = {name: value for name, value in targets.items() if value is not None}
-    check_one(asked)
+    asked = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
     if at_tokens is not None:
         check_tokens(at_tokens)
     maker = PlanMaker(
@@ -94,19 +92,29 @@ def plan(
     console = Console(stderr=True)
     if as_json:
         facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction)}
-        gained = None if gain is None else dataclasses.asdict(gain)
-        typer.echo(json.dumps({**facts, "balance_gain": gained}, indent=1))
+        facts["balance_gain"] = None if gain is None else dataclasses.asdict(gain)
+        typer.echo(json.dumps(facts, indent=1))
     else:
+        print_found(asked, found, console)
         print_plan(made, console, prediction)
         if gain is not None:
             print_gain(gain, console)
     console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-def check_one(asked: dict[str, float]) -> None:
-    """ValueError where more than one target is given."""
+def print_found(asked: dict[str, float], density: float, console: Console) -> None:
+    """The density that a target came to."""
+    for name, value in asked.items():
+        if name != "density":
+            console.print(f"--{name} {value:g} comes to density {density:g}", highlight=False)
+
+
+def one_of(targets: dict[str, float | None]) -> dict[str, float]:
+    """The target that is given, if any; ValueError where more than one is."""
+    asked = {name: value for name, value in targets.items() if value is not None}
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(f'--{name}' for name in asked)} were given, expected one of them at most.")
+    return asked
 
 
 def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | None) -> float:
