@@ -5,6 +5,7 @@
 
 namespace shplb::bindings {
 
+void BindBalanceAware(pybind11::module_& m);
 void BindBudget(pybind11::module_& m);
 void BindPlacement(pybind11::module_& m);
 void BindWorkPlan(pybind11::module_& m);     // and CostModel

@@ -5,6 +5,7 @@
 
 #include "array.h"
 #include "bind.h"
+#include "budget_arguments.h"
 #include "shplb/budget.h"
 
 namespace shplb::bindings {
@@ -20,12 +21,6 @@ BudgetObjective ObjectiveOf(const std::string& name) {
                         "'min_error', 'max_min', 'max_mean' or 'uniform'");
 }
 
-BudgetScope ScopeOf(const std::string& name) {
-  if (name == "model") return BudgetScope::kModel;
-  if (name == "layer") return BudgetScope::kLayer;
-  throw InvalidArgument("scope", "'" + name + "'", "'model' or 'layer'");
-}
-
 struct PyBudgets {
   py::array density;
   double mean_density;
@@ -36,38 +31,19 @@ struct PyBudgets {
 PyBudgets Allocate(const py::object& curves, const py::object& densities, double total_density,
                    double min_density, const std::string& scope, const std::string& objective,
                    const py::object& zero, const py::object& inert) {
-  const py::array points = RequireArray<double>(densities, "densities", 1);
-  const py::array values = RequireArray<double>(curves, "curves", 3);
-  RequireShape(values, "curves", {values.shape(0), values.shape(1), points.shape(0)});
-  BudgetProblem problem;
-  problem.num_layers = values.shape(0);
-  problem.num_heads = values.shape(1);
-  problem.curves = SpanOf<double>(values);
-  problem.densities = SpanOf<double>(points);
+  const BudgetArguments arguments(curves, densities, zero, inert);
+  BudgetProblem problem = arguments.problem();
   problem.total_density = total_density;
   problem.min_density = min_density;
   problem.scope = ScopeOf(scope);
   problem.objective = ObjectiveOf(objective);
-  py::array zero_array;
-  if (!zero.is_none()) {
-    zero_array = RequireArray<double>(zero, "zero", 2);
-    RequireShape(zero_array, "zero", {values.shape(0), values.shape(1)});
-    problem.zero = SpanOf<double>(zero_array);
-  }
-  py::array inert_array;
-  if (!inert.is_none()) {
-    inert_array = RequireArray<bool>(inert, "inert", 2);
-    RequireShape(inert_array, "inert", {values.shape(0), values.shape(1)});
-    problem.inert = {static_cast<const std::uint8_t*>(inert_array.data()),
-                     static_cast<std::size_t>(inert_array.size())};
-  }
   Budgets budgets;
   {
     const py::gil_scoped_release release;
     budgets = AllocateBudgets(problem);
   }
-  return {Own(std::move(budgets.density), {values.shape(0), values.shape(1)}), budgets.mean_density,
-          budgets.worst_recovery, budgets.total_error};
+  return {Own(std::move(budgets.density), {problem.num_layers, problem.num_heads}),
+          budgets.mean_density, budgets.worst_recovery, budgets.total_error};
 }
 
 }  // namespace

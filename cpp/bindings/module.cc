@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception<shplb::InvalidArgument>(m, "InvalidArgument", PyExc_ValueError);
   py::register_exception<shplb::Infeasible>(m, "Infeasible", PyExc_RuntimeError);
   shplb::bindings::BindBudget(m);
+  shplb::bindings::BindBalanceAware(m);
   shplb::bindings::BindPlacement(m);
   shplb::bindings::BindWorkPlan(m);
   shplb::bindings::BindStepPlanner(m);

@@ -5,18 +5,6 @@
 
 namespace shplb::internal {
 
-namespace {
-
-struct Segment {
-  std::int64_t length;  // density, > 0
-  std::int64_t rise;    // gain, >= 0
-  std::int64_t head;
-};
-
-int128 Cross(const Segment& a, const Segment& b) {
-  return static_cast<int128>(a.rise) * b.length - static_cast<int128>(b.rise) * a.length;
-}
-
 std::vector<Segment> HullSegments(std::span<const GainCurve> curves) {
   std::vector<Segment> segments;
   for (std::size_t head = 0; head < curves.size(); ++head) {
@@ -33,8 +21,6 @@ std::vector<Segment> HullSegments(std::span<const GainCurve> curves) {
   });
   return segments;
 }
-
-}  // namespace
 
 GainCurve ConcaveHull(const GainCurve& curve) {
   GainCurve hull;
@@ -97,6 +83,33 @@ std::vector<std::int64_t> MaximiseSum(std::span<const GainCurve> curves, std::in
     begin = end;
   }
   return density;
+}
+
+GainCurve SumOfHulls(std::span<const GainCurve> curves) {
+  CurvePoint point{0, 0};
+  for (const GainCurve& curve : curves) {
+    point.density += curve.front().density;
+    point.gain += curve.front().gain;
+  }
+  GainCurve sum{point};
+  const std::vector<Segment> segments = HullSegments(curves);
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    point.density += segments[i].length;
+    point.gain += segments[i].rise;
+    const bool corner = i + 1 == segments.size() || Cross(segments[i], segments[i + 1]) != 0;
+    if (corner) sum.push_back(point);
+  }
+  return sum;
+}
+
+std::int64_t GainOnGrid(const GainCurve& curve, std::int64_t density) {
+  const auto next = std::lower_bound(
+      curve.begin(), curve.end(), density,
+      [](const CurvePoint& point, std::int64_t value) { return point.density < value; });
+  if (next == curve.end()) return curve.back().gain;
+  if (next == curve.begin()) return curve.front().gain;
+  const CurvePoint& a = *(next - 1);
+  return a.gain + MulDiv(next->gain - a.gain, density - a.density, next->density - a.density);
 }
 
 double GainAt(const GainCurve& curve, std::int64_t density) {

@@ -5,6 +5,7 @@ Importing this package needs numpy only: no torch, CUDA or SGLang.
 """
 
 from shplb._core import Infeasible, InvalidArgument
+from shplb.balance_aware import BalanceAwareBudgets, allocate_balance_aware
 from shplb.budget import Budgets, allocate_budgets
 from shplb.placement import Placement, place_heads
 from shplb.planner import CostModel, StepPlan, StepPlanner, WorkPlan, plan_work, work_plan_bytes
@@ -13,6 +14,7 @@ from shplb.simulator import Simulation, simulate
 __version__ = "0.1.0"
 
 __all__ = [
+    "BalanceAwareBudgets",
     "Budgets",
     "CostModel",
     "Infeasible",
@@ -23,6 +25,7 @@ __all__ = [
     "StepPlanner",
     "WorkPlan",
     "__version__",
+    "allocate_balance_aware",
     "allocate_budgets",
     "place_heads",
     "plan_work",

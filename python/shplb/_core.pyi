@@ -15,6 +15,18 @@ class Budgets:
     @property
     def total_error(self) -> float | None: ...
 
+class BalanceAwareBudgets:
+    @property
+    def density(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def group_to_rank(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def slowest_load(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def mean_density(self) -> float: ...
+    @property
+    def total_error(self) -> float: ...
+
 class Placement:
     @property
     def head_to_rank(self) -> npt.NDArray[np.int32]: ...
@@ -36,6 +48,20 @@ def allocate_budgets(
     zero: npt.NDArray[np.float64] | None = None,
     inert: npt.NDArray[np.bool_] | None = None,
 ) -> Budgets: ...
+def allocate_balance_aware(
+    curves: npt.NDArray[np.float64],
+    densities: npt.NDArray[np.float64],
+    total_density: float,
+    num_ranks: int,
+    *,
+    num_groups: int,
+    min_density: float = 0.0,
+    scope: str = "model",
+    zero: npt.NDArray[np.float64] | None = None,
+    inert: npt.NDArray[np.bool_] | None = None,
+    group_to_rank: npt.NDArray[np.int32] | None = None,
+    slowest_load: npt.NDArray[np.float64] | None = None,
+) -> BalanceAwareBudgets: ...
 def place_heads(
     loads: npt.NDArray[np.int64] | npt.NDArray[np.float64],
     num_ranks: int,

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shplb.commands.calibrate import calibrate
 from shplb.commands.doctor import doctor
 from shplb.commands.numbers import parse_numbers
+from shplb.commands.plan import plan
 from shplb.commands.report import report
 from shplb.commands.simulate import simulate
 from shplb.patching.command import app as patch_app
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(plan)
 app.command()(doctor)
 app.command()(calibrate)
 app.command()(simulate)
@@ -70,34 +72,6 @@ def profile(
         )
     print_stability(stability(made), console)
     say(f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
-
-
-@app.command()
-def plan(
-    profile_path: Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")],
-    out: Annotated[Path, typer.Option(help="Plan file to write.")],
-    tp: Annotated[int, typer.Option(help="Tensor-parallel size that will serve.")] = 1,
-    density: Annotated[float, typer.Option(help="Mean share of attention to compute.")] = 0.25,
-    objective: Annotated[str, typer.Option(help="min_error, max_min (the paper), max_mean or uniform.")] = "min_error",
-    scope: Annotated[str, typer.Option(help="Share one total over the whole model, or per layer.")] = "model",
-    dense_below: Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")] = 1024,
-) -> None:
-    """Turn a profile into budgets and a head placement for one tensor-parallel size."""
-    from shplb.planning import make_plan
-    from shplb.profile import HeadProfile
-    from shplb.show import print_plan
-
-    made = make_plan(
-        HeadProfile.load(profile_path),
-        tp_size=tp,
-        density=density,
-        objective=objective,  # type: ignore[arg-type]
-        scope=scope,  # type: ignore[arg-type]
-        dense_below_tokens=dense_below,
-    )
-    made.save(out)
-    print_plan(made, console)
-    say(f"wrote {out}")
 
 
 @app.command()

@@ -30,6 +30,8 @@ class ServingPlan(msgspec.Struct, frozen=True):
         physical_to_logical: int32 [num_layers, num_kv_heads]; KV group in slot p of layer l, where rank r owns the
             slots [r*n, (r+1)*n), n = num_kv_heads / tp_size. Named as in EPLB.
         loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
+        balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would
+            have at the same work of the slowest ranks. Files from before this field have it false.
     """
 
     model: ModelShape
@@ -45,6 +47,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
     budgets: np.ndarray
     physical_to_logical: np.ndarray
     loads: np.ndarray
+    balance_aware: bool = False
 
     @property
     def permutes(self) -> bool:
@@ -89,9 +92,9 @@ class ServingPlan(msgspec.Struct, frozen=True):
     def load(cls, path: Path) -> "ServingPlan":
         """Read and validate; FileFormatError in one sentence when the file can't be used."""
         tensors, facts = load_container(path, KIND, FORMAT_VERSION)
-        fields = {field: facts.get(field) for field in cls.__struct_fields__ if field not in tensors}
+        fields = {field: facts[field] for field in cls.__struct_fields__ if field in facts}
         try:
-            model = msgspec.convert(fields["model"], ModelShape)
+            model = msgspec.convert(fields.get("model"), ModelShape)
             header = msgspec.convert(fields, _Header)
         except msgspec.ValidationError as error:
             raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); make the plan again.") from None
@@ -123,6 +126,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
             "loads": bool(np.all(self.loads >= 0)),
+            "balance_aware": not self.balance_aware or self.objective == "min_error",
             "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
         }
         for name, good in checks.items():
@@ -140,6 +144,7 @@ class _Header(msgspec.Struct):
     density: float
     profile_hash: str
     versions: dict[str, str]
+    balance_aware: bool = False
 
 
 def expand_groups(groups: np.ndarray, group_size: int) -> np.ndarray:

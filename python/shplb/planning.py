@@ -2,22 +2,92 @@
 """From a HeadProfile to a ServingPlan: budgets per profiled length, loads per KV group, placement on ranks."""
 
 import math
+from functools import cached_property
 from importlib.metadata import version
 
 import msgspec
-import numpy as np
 
-from shplb.budget import Objective, Scope, allocate_budgets
+from shplb.allocation import Allocation, allocate_apart
+from shplb.allocation_together import allocate_together
+from shplb.budget import Objective, Scope
 from shplb.container import content_hash
 from shplb.model import ModelShape
-from shplb.placement import place_heads
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
-from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
 
 
 class PlanningError(ValueError):
     """A request that no plan can satisfy; the message is one sentence."""
+
+
+class PlanMaker:
+    """Plans of one profile for one tensor-parallel size, which differ in density only."""
+
+    def __init__(
+        self,
+        profile: HeadProfile,
+        *,
+        tp_size: int,
+        objective: Objective = "min_error",
+        scope: Scope = "model",
+        dense_below_tokens: int | None = None,
+        balance_aware: bool = False,
+    ) -> None:
+        """``balance_aware`` solves budgets and placement together instead of one after the other.
+
+        PlanningError where ``tp_size`` does not divide the KV heads, or balance-aware budgets are asked for with
+        another objective than ``min_error``.
+        """
+        if balance_aware and objective != "min_error":
+            raise PlanningError(
+                f"--balance-aware minimises output error, but --objective is {objective}: leave one of them out."
+            )
+        check_tp_size(profile.model, tp_size)
+        self.profile = profile
+        self.tp_size = tp_size
+        self.objective: Objective = objective
+        self.scope: Scope = scope
+        self.balance_aware = balance_aware
+        self.rule = profile.rule
+        if dense_below_tokens is not None:
+            self.rule = msgspec.structs.replace(self.rule, dense_below_tokens=dense_below_tokens)
+
+    @cached_property
+    def _profile_hash(self) -> str:
+        return content_hash({"error": self.profile.error, "recovery": self.profile.recovery}, {})
+
+    def allocate(self, density: float) -> Allocation:
+        """Budgets and placement; PlanningError where ``density`` is not in (0, 1]."""
+        if not 0.0 < density <= 1.0:
+            raise PlanningError(f"density is {density}, expected a share of attention in (0, 1].")
+        if self.balance_aware:
+            return allocate_together(self.profile, self.rule, density, self.tp_size, scope=self.scope)
+        return allocate_apart(
+            self.profile, self.rule, density, self.tp_size, objective=self.objective, scope=self.scope
+        )
+
+    def plan(self, density: float) -> ServingPlan:
+        """The plan at mean density ``density``; errors as for :meth:`allocate`."""
+        return self.plan_of(self.allocate(density), density)
+
+    def plan_of(self, made: Allocation, density: float) -> ServingPlan:
+        """The plan of what :meth:`allocate` made at ``density``."""
+        return ServingPlan(
+            model=self.profile.model,
+            fingerprint=self.profile.fingerprint,
+            tp_size=self.tp_size,
+            rule=self.rule,
+            objective=self.objective,
+            scope=self.scope,
+            density=density,
+            profile_hash=self._profile_hash,
+            versions={"shplb": version("shplb")},
+            lengths=self.profile.lengths,
+            budgets=made.budgets,
+            physical_to_logical=made.physical_to_logical,
+            loads=made.loads,
+            balance_aware=self.balance_aware,
+        )
 
 
 def make_plan(
@@ -28,36 +98,23 @@ def make_plan(
     objective: Objective = "min_error",
     scope: Scope = "model",
     dense_below_tokens: int | None = None,
+    balance_aware: bool = False,
 ) -> ServingPlan:
-    """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks.
+    """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks; see :class:`PlanMaker`.
 
     Raises:
-        PlanningError: tp_size does not divide the KV heads, or density is not in (0, 1].
+        PlanningError: tp_size does not divide the KV heads, density is not in (0, 1], or balance-aware budgets are
+            asked for with another objective than ``min_error``.
     """
-    model = profile.model
-    if not 0.0 < density <= 1.0:
-        raise PlanningError(f"density is {density}, expected a share of attention in (0, 1].")
-    check_tp_size(model, tp_size)
-    rule = profile.rule
-    if dense_below_tokens is not None:
-        rule = msgspec.structs.replace(rule, dense_below_tokens=dense_below_tokens)
-    budgets = head_budgets(profile, density, objective=objective, scope=scope)
-    loads = group_loads(budgets, profile, rule)
-    return ServingPlan(
-        model=model,
-        fingerprint=profile.fingerprint,
+    maker = PlanMaker(
+        profile,
         tp_size=tp_size,
-        rule=rule,
         objective=objective,
         scope=scope,
-        density=density,
-        profile_hash=content_hash({"error": profile.error, "recovery": profile.recovery}, {}),
-        versions={"shplb": version("shplb")},
-        lengths=profile.lengths,
-        budgets=budgets,
-        physical_to_logical=placed_order(loads, tp_size),
-        loads=loads,
+        dense_below_tokens=dense_below_tokens,
+        balance_aware=balance_aware,
     )
+    return maker.plan(density)
 
 
 def check_tp_size(model: ModelShape, tp_size: int) -> None:
@@ -67,50 +124,6 @@ def check_tp_size(model: ModelShape, tp_size: int) -> None:
             f"{model.num_kv_heads} KV heads can't be placed on {tp_size} ranks in equal counts: choose a --tp that "
             "divides them, or pad the model first (shplb pad)."
         )
-
-
-def placed_order(loads: np.ndarray, tp_size: int) -> np.ndarray:
-    """int32 [num_layers, num_kv_heads]: the KV group in each slot when ``loads`` (same shape, int64) are placed."""
-    ranks = place_heads(loads, tp_size).head_to_rank
-    return np.argsort(ranks, axis=1, kind="stable").astype(np.int32)
-
-
-def head_budgets(profile: HeadProfile, density: float, *, objective: Objective, scope: Scope) -> np.ndarray:
-    """float64 [num_layers, num_qo_heads, num_lengths]: one allocation per profiled length, inert heads at the floor.
-
-    The floor counts: at length n a block sees about 3n/4 tokens, of which ``floor_pages`` are always kept.
-    """
-    curves = profile.mean_curves("error" if objective == "min_error" else "recovery")
-    budgets = np.empty(curves.shape[:3])
-    inert = profile.inert if profile.model.inert_kv_heads else None
-    for index, length in enumerate(profile.lengths):
-        floor = min(profile.rule.floor_pages / num_pages(3 * int(length) // 4), 1.0)
-        budgets[:, :, index] = allocate_budgets(
-            np.ascontiguousarray(np.clip(curves[:, :, index], 0.0, None if objective == "min_error" else 1.0)),
-            profile.densities,
-            max(density, floor),
-            min_density=floor,
-            scope=scope,
-            objective=objective,
-            inert=inert,
-        ).density
-    return np.clip(budgets, 1e-6, 1.0)
-
-
-def group_loads(budgets: np.ndarray, profile: HeadProfile, rule: SparsityRule) -> np.ndarray:
-    """int64 [num_layers, num_kv_heads]: kept pages of a prefill at the longest profiled length; 0 for inert groups.
-
-    The unit is one (query block, page) pair: on one kind of GPU the time of a group is proportional to it.
-    """
-    model, longest = profile.model, int(profile.lengths[-1])
-    table = BudgetTable(budgets, profile.lengths, rule, longest)
-    starts = np.arange(0, longest, rule.query_block)
-    ends = np.minimum(starts + rule.query_block, longest)
-    forced = np.array([rule.num_forced(int(a), int(b)) for a, b in zip(starts, ends, strict=True)])
-    kept = table.keep(-(-ends // PAGE_SIZE), forced).astype(np.int64).sum(axis=2)
-    loads = kept.reshape(model.num_layers, model.num_kv_heads, model.group_size).sum(axis=2)
-    loads[:, list(model.inert_kv_heads)] = 0
-    return np.asarray(loads)
 
 
 def count_bound(num_kv_heads: int, num_inert: int, tp_size: int) -> float:

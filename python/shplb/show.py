@@ -3,17 +3,20 @@
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from shplb.plan import ServingPlan, expand_groups
-from shplb.planning import count_bound
+from shplb.prediction import PromptPrediction, predict_prompt
+from shplb.show_prediction import print_prediction
 
 _SHADES = " ░▒▓█"
 
 
-def print_plan(plan: ServingPlan, console: Console) -> None:
-    """Budgets in short, and predicted rank loads before and after placement."""
+def print_plan(plan: ServingPlan, console: Console, prediction: PromptPrediction | None = None) -> None:
+    """Budgets in short, and predicted attention time and rank loads before and after placement.
+
+    ``prediction`` is for a prompt of the longest profiled length unless given.
+    """
     model = plan.model
     real = _real_heads(plan)
     longest = plan.budgets[:, real, -1]
@@ -21,34 +24,13 @@ def print_plan(plan: ServingPlan, console: Console) -> None:
         f"{model.architecture}: {model.num_layers} layers, {model.num_qo_heads} query / {model.num_kv_heads} KV heads"
         + (f" ({len(model.inert_kv_heads)} of them padding)" if model.inert_kv_heads else "")
     )
+    how = f"{plan.objective}, per {plan.scope}" + (", balance-aware" if plan.balance_aware else "")
     console.print(
-        f"budgets ({plan.objective}, per {plan.scope}) at {plan.lengths[-1]} tokens: mean {longest.mean():.3f} of the "
-        f"pages, least {longest.min():.3f}, most {longest.max():.3f}"
+        f"budgets ({how}) at {plan.lengths[-1]} tokens: mean {longest.mean():.3f} of the "
+        f"pages, least {longest.min():.3f}, most {longest.max():.3f}; the same shares beyond, which is conservative: "
+        "needed shares shrink with length"
     )
-    if plan.tp_size > 1:
-        print_loads(plan.rank_loads(plan.loads, contiguous=True), plan.rank_loads(plan.loads), console)
-        bound = count_bound(model.num_kv_heads, len(model.inert_kv_heads), plan.tp_size)
-        console.print(
-            f"with equal loads, {model.num_kv_heads - len(model.inert_kv_heads)} groups on {plan.tp_size} ranks "
-            f"could not be better than {bound:.2f}",
-            highlight=False,
-        )
-
-
-def print_loads(before: np.ndarray, after: np.ndarray, console: Console) -> None:
-    """Rank loads [num_layers, tp_size] of stock's contiguous sharding and of the placement, in shares of the mean."""
-    ranks = (f"rank {rank}" for rank in range(before.shape[1]))
-    table = Table("heads", *ranks, "max/mean per layer", title="attention load, all layers")
-    for name, loads in (("contiguous", before), ("placed", after)):
-        shares = loads.sum(axis=0) / max(loads.sum() / loads.shape[1], 1)
-        table.add_row(name, *(f"{share:.2f}" for share in shares), f"{imbalance(loads):.3f}")
-    console.print(table)
-
-
-def imbalance(loads: np.ndarray) -> float:
-    """Time lost to waiting: ranks meet after every layer, so sum of layer maxima over sum of layer means."""
-    means = loads.mean(axis=1).sum()
-    return float(loads.max(axis=1).sum() / means) if means else 1.0
+    print_prediction(plan, predict_prompt(plan) if prediction is None else prediction, console)
 
 
 def print_head_map(plan: ServingPlan, console: Console) -> None:

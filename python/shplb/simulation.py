@@ -17,9 +17,10 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from shplb.allocation import placed_order
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel, Mode, StepPlanner
-from shplb.planning import check_tp_size, placed_order
+from shplb.planning import check_tp_size
 from shplb.scheduling import PrefillQueue
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages

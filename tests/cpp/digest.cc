@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "sample.h"
+#include "shplb/balance_aware.h"
 #include "shplb/budget.h"
 #include "shplb/placement.h"
 #include "shplb/simulate.h"
@@ -36,6 +37,35 @@ std::uint64_t BudgetDigest(std::uint64_t seed) {
   Digest digest;
   digest.Add(budgets.density);
   digest.Add(&budgets.mean_density, 1);
+  return digest.value();
+}
+
+std::uint64_t BalanceDigest(std::uint64_t seed) {
+  Random random(seed);
+  BalanceAwareProblem p;
+  p.num_ranks = 1 + random.Below(4);
+  p.num_groups = p.num_ranks * (1 + random.Below(3));
+  p.budget.num_layers = 1 + random.Below(4);
+  p.budget.num_heads = p.num_groups * (1 + random.Below(2));
+  const std::vector<double> densities{0.0625, 0.25, 0.5, 1.0};
+  std::vector<double> curves;
+  for (std::int64_t i = 0; i < p.budget.num_layers * p.budget.num_heads; ++i) {
+    double error = static_cast<double>(random.Skewed(20));
+    for (std::size_t j = 0; j < densities.size(); ++j) {
+      curves.push_back(error);
+      error *= static_cast<double>(random.Below(1 << 10)) / (1 << 10);
+    }
+  }
+  p.budget.curves = curves;
+  p.budget.densities = densities;
+  p.budget.scope = static_cast<BudgetScope>(random.Below(2));
+  p.budget.total_density = static_cast<double>(1 + random.Below(1000)) / 1000;
+  p.budget.min_density = p.budget.total_density * static_cast<double>(random.Below(3)) / 3;
+  const BalanceAwareBudgets budgets = AllocateBalanceAware(p);
+  Digest digest;
+  digest.Add(budgets.density);
+  digest.Add(budgets.group_to_rank);
+  digest.Add(budgets.slowest_load);
   return digest.value();
 }
 
@@ -121,7 +151,7 @@ std::uint64_t DigestOfCore(int rounds, std::uint64_t order_seed) {
   for (const int round : order) {
     const auto seed = static_cast<std::uint64_t>(round) + 1;
     sum += BudgetDigest(seed) + 3 * PlacementDigest(seed) + 5 * WorkDigest(seed) +
-           7 * StepDigest(seed, &planners[round % 2]);
+           7 * StepDigest(seed, &planners[round % 2]) + 11 * BalanceDigest(seed);
   }
   return sum;
 }

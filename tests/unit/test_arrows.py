@@ -28,6 +28,7 @@ _LAZY = {"transformers": ("calibration.py", "quickstart/")}
 # Arrows among our own modules: a key may not reach the values. Prefixes, as above.
 _FORBIDDEN = {
     "budget.py": ("placement", "plan", "profile", "sglang", "kernels", "hf", "cli", "show", "show_stability", "report"),
+    "balance_aware.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "commands", "show", "report"),
     "placement.py": ("budget", "plan", "profile", "sglang", "kernels", "hf", "cli", "show", "show_stability", "report"),
     "container.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "show", "show_stability", "report"),
     "model.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "show", "show_stability", "report"),
@@ -35,6 +36,13 @@ _FORBIDDEN = {
     "plan.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "profile.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "planning.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
+    "allocation.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "allocation_together.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "balance_gain.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "steps.py": ("plan", "planning", "profile", "sglang", "kernels", "hf", "cli", "commands", "show", "report"),
+    "prediction.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "rank_loads.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "targets.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "planner.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "needed_density.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "agreement.py": ("profile", "sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
@@ -45,6 +53,8 @@ _FORBIDDEN = {
     "scheduling.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
     "simulation.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
     "diagnosis/": ("kernels", "hf", "cli", "show", "report", "commands"),
+    "show_gain.py": ("sglang", "kernels", "hf", "cli", "commands", "calibration", "report"),
+    "show_prediction.py": ("sglang", "kernels", "hf", "cli", "commands", "calibration", "report"),
     "show.py": ("sglang", "kernels", "hf", "cli", "calibration"),
     "kernels/": ("sglang", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "texts/": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
@@ -101,7 +111,7 @@ def test_arrows_among_our_modules(path: Path) -> None:
 
 def test_only_budget_and_placement_and_planning_modules_touch_the_core() -> None:
     users = {name_of(path) for path in MODULES if any(module == "shplb._core" for module, _ in imports(path))}
-    assert users <= {"__init__.py", "budget.py", "placement.py", "planner.py", "simulator.py"}
+    assert users <= {"__init__.py", "balance_aware.py", "budget.py", "placement.py", "planner.py", "simulator.py"}
 
 
 def test_the_rules_name_what_exists() -> None:

@@ -65,6 +65,17 @@ _BAD: list[tuple[list[str], str]] = [
     ([*_PLAN, "--density", "0"], "density is 0.0"),
     ([*_PLAN, "--density", "nan"], "density is nan"),
     ([*_PLAN, "--objective", "best"], "objective"),
+    ([*_PLAN, "--density", "0.2", "--recovery", "0.9"], "--density and --recovery were given, expected one"),
+    ([*_PLAN, "--recovery", "0.9", "--latency-budget", "5"], "--recovery and --latency-budget were given"),
+    ([*_PLAN, "--recovery", "1.01"], "--recovery is 1.01, expected a share"),
+    ([*_PLAN, "--recovery", "0"], "--recovery is 0.0"),
+    ([*_PLAN, "--recovery", "nan"], "--recovery is nan"),
+    ([*_PLAN, "--latency-budget", "0"], "--latency-budget is 0.0, expected milliseconds"),
+    ([*_PLAN, "--latency-budget", "inf"], "--latency-budget is inf"),
+    ([*_PLAN, "--latency-budget", "0.001"], "is predicted to take at least"),
+    ([*_PLAN, "--balance-aware", "--objective", "uniform"], "--objective is uniform"),
+    ([*_PLAN, "--at-tokens", "0"], "--at-tokens is 0"),
+    ([*_PLAN, "--at-tokens", "1048577"], "expected a prompt of 1 to 1048576 tokens"),
     ([*_PLAN, "--scope", "head"], "scope"),
     ([*_PLAN, "--dense-below", "-1"], "dense_below_tokens"),
     (["plan", "{}/profile", "--out", "{}/profile/o"], "profile"),
@@ -146,7 +157,7 @@ def test_plan_and_show(shplb: Run, work: Path, tp_size: int) -> None:
     assert "LlamaForCausalLM: 3 layers, 8 query / 4 KV heads" in out
     assert len([line for line in out.splitlines() if line.startswith("layer ")]) == 3
     assert all(line.count("|") == tp_size - 1 for line in out.splitlines() if line.startswith("layer "))
-    assert ("attention load" in out) == (tp_size > 1)
+    assert ("max/mean" in out) == (tp_size > 1)
     assert "mean 0.300" in out
 
 

@@ -51,6 +51,17 @@ CALLS = {
         scope=rng.choice(["model", "layer", "x"]),
         inert=rng.choice([None, None, anything(rng)]),
     ),
+    "allocate_balance_aware": lambda rng: shplb.allocate_balance_aware(
+        anything(rng),
+        rng.choice([np.array([0.5, 1.0]), np.array([1.0]), anything(rng)]),
+        number(rng),
+        number(rng),
+        num_groups=number(rng),
+        scope=rng.choice(["model", "layer", "x"]),
+        inert=rng.choice([None, None, anything(rng)]),
+        group_to_rank=rng.choice([None, anything(rng)]),
+        slowest_load=rng.choice([None, anything(rng)]),
+    ),
     "plan_work": lambda rng: shplb.plan_work(
         *(anything(rng) for _ in range(5)), np.zeros(256, np.uint8), num_ctas=number(rng), head_dim=128
     ),

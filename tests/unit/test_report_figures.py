@@ -14,13 +14,12 @@ from synthetic import LENGTHS, make_profile
 from shplb.needed_density import needed_density
 from shplb.placement import place_heads
 from shplb.planning import make_plan
+from shplb.rank_loads import RankLoads, imbalance
 from shplb.report.curves import extreme_heads
 from shplb.report.heat_map import ColourScale
-from shplb.report.loads import RankLoads
 from shplb.report.stability import comparisons
 from shplb.report.svg import Scale, Svg
 from shplb.report.timeline import chunk_of, predict_steps
-from shplb.show import imbalance
 from shplb.stability import stability
 
 

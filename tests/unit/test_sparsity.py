@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic import LENGTHS, make_profile, make_shape
 
-from shplb.planning import group_loads, head_budgets
+from shplb.allocation import allocate_apart, group_loads
 from shplb.sparsity import BudgetTable, SparsityRule
 
 
@@ -32,7 +32,7 @@ def kept_pages(shares: np.ndarray, end_row: int, rule: SparsityRule, lengths: tu
 
 def test_loads_against_a_plain_loop() -> None:
     profile = make_profile(make_shape(layers=2, kv_heads=2, group=2))
-    budgets = head_budgets(profile, 0.2, objective="min_error", scope="model")
+    budgets = allocate_apart(profile, profile.rule, 0.2, 1, objective="min_error", scope="model").budgets
     rule, longest = profile.rule, LENGTHS[-1]
     loads = group_loads(budgets, profile, rule)
     for layer in range(2):

@@ -1,47 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture that explains placement: per layer, what ranks compute and how long they wait for the slowest."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from shplb.placement import place_heads
-from shplb.plan import ServingPlan
+from shplb.rank_loads import RankLoads, imbalance
 from shplb.report.svg import Scale, Svg, draw_axes
-from shplb.show import imbalance
 
 _WIDTH, _PANEL, _LEFT, _TOP, _BOTTOM = 960, 190, 70, 48, 40
 
 #: In narrower bars the rings of the ranks would hide what they mark.
 _RING_WIDTH = 10
-
-
-@dataclass(frozen=True)
-class RankLoads:
-    """Loads [num_layers, tp_size] in the plan's unit, before and after placement, and the lower bound [num_layers] on
-    the largest load of a layer under equal counts (``place_heads``)."""
-
-    contiguous: np.ndarray
-    placed: np.ndarray
-    bound: np.ndarray
-
-    @classmethod
-    def of(cls, plan: ServingPlan) -> "RankLoads":
-        return cls(
-            contiguous=plan.rank_loads(plan.loads, contiguous=True),
-            placed=plan.rank_loads(plan.loads),
-            bound=np.asarray(place_heads(plan.loads, plan.tp_size).lower_bound),
-        )
-
-    @property
-    def bound_imbalance(self) -> float:
-        """The imbalance that no placement of whole KV groups in equal counts goes below."""
-        means = self.placed.mean(axis=1).sum()
-        return float(self.bound.sum() / means) if means else 1.0
-
-    def layer_imbalance(self, loads: np.ndarray) -> np.ndarray:
-        """float64 [num_layers], max/mean; 1 where a layer has no load."""
-        return np.array([imbalance(row[None]) for row in loads])
 
 
 def draw_loads(loads: RankLoads) -> Svg:

@@ -12,13 +12,13 @@ from shplb.needed_density import TARGETS, needed_density
 from shplb.plan import ServingPlan
 from shplb.planning import count_bound
 from shplb.profile import HeadProfile
+from shplb.rank_loads import RankLoads, imbalance
 from shplb.report.curves import BANDS, draw_curves
 from shplb.report.heat_map import chosen_lengths, draw_heat_map
-from shplb.report.loads import RankLoads, draw_loads
+from shplb.report.loads import draw_loads
 from shplb.report.stability import MAX_POINTS, comparisons, draw_comparison
 from shplb.report.svg import Svg
 from shplb.report.timeline import Step, chunk_of, draw_timeline, predict_steps
-from shplb.show import imbalance
 from shplb.stability import NAMES, stability
 
 #: Maps up to this width stand side by side.

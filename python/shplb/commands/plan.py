@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shplb plan``: a profile becomes budgets and a head placement, at a density or a target that implies one."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from shplb.plan import ServingPlan
+    from shplb.planning import PlanMaker
+    from shplb.prediction import PromptPrediction
+
+#: Mean share of attention to compute where no target is given.
+DEFAULT_DENSITY = 0.25
+
+
+# The options, apart from the function that takes them.
+Profile = Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")]
+Out = Annotated[Path, typer.Option(help="Plan file to write.")]
+Ranks = Annotated[int, typer.Option(help="Tensor-parallel size that will serve.")]
+Density = Annotated[
+    float | None, typer.Option(help=f"Mean share of attention to compute (default: {DEFAULT_DENSITY}).")
+]
+Recovery = Annotated[
+    float | None,
+    typer.Option(help="Instead: the least density at which heads recover this share of attention on average."),
+]
+LatencyBudget = Annotated[
+    float | None,
+    typer.Option(help="Instead: the largest density at which a prompt's attention takes this many ms at most."),
+]
+AtTokens = Annotated[
+    int | None, typer.Option(help="Length of the prompt that is predicted (default: the longest profiled).")
+]
+Objective = Annotated[str, typer.Option(help="min_error, max_min (the paper), max_mean or uniform.")]
+Scope = Annotated[str, typer.Option(help="Share one total over the whole model, or per layer.")]
+BalanceAware = Annotated[
+    bool, typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free.")
+]
+DenseBelow = Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def plan(
+    profile_path: Profile,
+    out: Out,
+    tp: Ranks = 1,
+    density: Density = None,
+    recovery: Recovery = None,
+    latency_budget: LatencyBudget = None,
+    at_tokens: AtTokens = None,
+    objective: Objective = "min_error",
+    scope: Scope = "model",
+    balance_aware: BalanceAware = False,
+    dense_below: DenseBelow = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a profile into budgets and a head placement for one tensor-parallel size.
+
+    Times are predicted for an H200 by the step planner that serving uses.
+
+    Example: shplb plan m.profile.safetensors --tp 2 --latency-budget 400 --at-tokens 65536 --out m.plan.safetensors
+    """
+    from shplb.balance_gain import balance_gain
+    from shplb.planning import PlanMaker
+    from shplb.prediction import check_tokens, predict_prompt
+    from shplb.profile import HeadProfile
+    from shplb.show import print_plan
+    from shplb.show_gain import print_gain
+
+    asked = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
+    if at_tokens is not None:
+        check_tokens(at_tokens)
+    maker = PlanMaker(
+        HeadProfile.load(profile_path),
+        tp_size=tp,
+        objective=objective,  # type: ignore[arg-type]
+        scope=scope,  # type: ignore[arg-type]
+        dense_below_tokens=dense_below,
+        balance_aware=balance_aware,
+    )
+    found = find_density(maker, asked, at_tokens)
+    allocation = maker.allocate(found)
+    made = maker.plan_of(allocation, found)
+    prediction = predict_prompt(made, at_tokens)
+    gain = balance_gain(maker, allocation, found, prediction.tokens) if balance_aware else None
+    made.save(out)
+    console = Console(stderr=True)
+    if as_json:
+        facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction)}
+        facts["balance_gain"] = None if gain is None else dataclasses.asdict(gain)
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        print_found(asked, found, console)
+        print_plan(made, console, prediction)
+        if gain is not None:
+            print_gain(gain, console)
+    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_found(asked: dict[str, float], density: float, console: Console) -> None:
+    """The density that a target came to."""
+    for name, value in asked.items():
+        if name != "density":
+            console.print(f"--{name} {value:g} comes to density {density:g}", highlight=False)
+
+
+def one_of(targets: dict[str, float | None]) -> dict[str, float]:
+    """The target that is given, if any; ValueError where more than one is."""
+    asked = {name: value for name, value in targets.items() if value is not None}
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(f'--{name}' for name in asked)} were given, expected one of them at most.")
+    return asked
+
+
+def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | None) -> float:
+    """The density that the target, if any, asks for."""
+    from shplb.targets import density_for_latency, density_for_recovery
+
+    if "recovery" in asked:
+        return density_for_recovery(maker, asked["recovery"])
+    if "latency-budget" in asked:
+        return density_for_latency(maker, asked["latency-budget"], at_tokens)
+    return asked.get("density", DEFAULT_DENSITY)
+
+
+def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction") -> dict[str, Any]:
+    """What the table shows, for JSON."""
+    from shplb.rank_loads import RankLoads, imbalance
+    from shplb.targets import RecoveredMass
+
+    loads, longest = RankLoads.of(made), made.budgets[~maker.profile.inert][:, -1]
+    recovered = RecoveredMass(maker).means(made.budgets).tolist()
+    return {
+        "plan_hash": made.hash,
+        "tp_size": made.tp_size,
+        "density": made.density,
+        "objective": made.objective,
+        "scope": made.scope,
+        "balance_aware": made.balance_aware,
+        "budgets": {
+            "tokens": int(made.lengths[-1]),
+            "mean": float(longest.mean()),
+            "least": float(longest.min()),
+            "most": float(longest.max()),
+        },
+        "recovery": {str(length): share for length, share in zip(made.lengths.tolist(), recovered, strict=True)},
+        "prediction": dataclasses.asdict(prediction),
+        "imbalance": {
+            "contiguous": imbalance(loads.contiguous),
+            "placed": imbalance(loads.placed),
+            "lower_bound": loads.bound_imbalance,
+        },
+    }

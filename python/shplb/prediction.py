@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention time of one prompt under a plan, as the step planner predicts it: contiguous, placed, and a lower bound."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shplb.placement import place_heads
+from shplb.plan import ServingPlan
+from shplb.planner import CostModel, StepPlanner
+from shplb.simulator import Simulation, simulate
+from shplb.sparsity import PAGE_SIZE, num_pages
+
+#: SGLang's ``--chunked-prefill-size`` on H100 and H200.
+CHUNK_TOKENS = 8192
+
+#: Streaming multiprocessors of an H100 or H200, as ``StepPlanner`` takes them by default.
+NUM_CTAS = 132
+
+#: Longest prompt that is predicted; the tables of a 70B model then take about a gigabyte.
+MOST_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class PromptPrediction:
+    """One prompt, prefilled alone in chunks of 8192 tokens on the GPU that the cost model describes.
+
+    Times are milliseconds over all layers; in each layer the slowest rank counts, since ranks meet after it. Page
+    selection is included, and a chunk that is predicted to be faster on the stock path takes it.
+
+    Attributes:
+        dense_ms: every chunk on the stock path.
+        contiguous_ms: the plan's budgets, heads as stock SGLang shards them.
+        placed_ms: the plan as it is.
+        bound_ms: no placement of whole KV groups in equal counts takes less, if the chunks that run sparse stay so.
+        sparse_chunks, chunks: how many chunks run sparse as placed, of how many.
+        extrapolated: the prompt is longer than any the profile measured.
+    """
+
+    tokens: int
+    dense_ms: float
+    contiguous_ms: float
+    placed_ms: float
+    bound_ms: float
+    sparse_chunks: int
+    chunks: int
+    extrapolated: bool
+
+
+def predict_prompt(plan: ServingPlan, tokens: int | None = None, cost: CostModel | None = None) -> PromptPrediction:
+    """Predict the attention time of a prompt of ``tokens`` (default: the longest profiled length).
+
+    ValueError where ``tokens`` is not in [1, 2^20].
+    """
+    longest = int(plan.lengths[-1])
+    tokens = check_tokens(longest if tokens is None else tokens)
+    cost = CostModel() if cost is None else cost
+    pages = _pages(plan, tokens)
+    contiguous = _simulate(plan, pages, _own_order(plan), tokens, cost)
+    placed = _simulate(plan, pages, plan.physical_to_logical, tokens, cost)
+    sparse = placed.num_sparse > 0
+    bound_ns = int(placed.step_ns.sum())
+    if sparse.any():
+        bound_ns += _bound_ns(plan, pages, tokens, cost, sparse) - int(placed.makespan_ns.sum())
+    return PromptPrediction(
+        tokens=tokens,
+        dense_ms=float(placed.dense_ns.sum()) * 1e-6,
+        contiguous_ms=float(contiguous.step_ns.sum()) * 1e-6,
+        placed_ms=float(placed.step_ns.sum()) * 1e-6,
+        bound_ms=bound_ns * 1e-6,
+        sparse_chunks=int(sparse.sum()),
+        chunks=len(sparse),
+        extrapolated=tokens > longest,
+    )
+
+
+def placed_ms(plan: ServingPlan, tokens: int, cost: CostModel | None = None) -> float:
+    """``predict_prompt(...).placed_ms`` alone."""
+    cost = CostModel() if cost is None else cost
+    steps = _simulate(plan, _pages(plan, tokens), plan.physical_to_logical, tokens, cost)
+    return float(steps.step_ns.sum()) * 1e-6
+
+
+def check_tokens(tokens: int) -> int:
+    """``tokens`` itself; ValueError where it is not the length of a prompt that can be predicted."""
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise ValueError(f"--at-tokens is {tokens}, expected a prompt of 1 to {MOST_TOKENS} tokens.")
+    return tokens
+
+
+def _pages(plan: ServingPlan, tokens: int) -> np.ndarray:
+    return np.ascontiguousarray(plan.budget_table(num_pages(tokens) * PAGE_SIZE).pages)
+
+
+def _chunks(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cached and new tokens of each step."""
+    prefix_lens = np.arange(0, tokens, CHUNK_TOKENS)
+    return prefix_lens, np.minimum(tokens - prefix_lens, CHUNK_TOKENS)
+
+
+def _planner(
+    plan: ServingPlan, pages: np.ndarray, order: np.ndarray, num_ranks: int, cost: CostModel, num_ctas: int
+) -> StepPlanner:
+    """``order`` [num_layers, num_kv_heads] is cut into equal ranks."""
+    return StepPlanner(
+        num_kv_heads=plan.model.num_kv_heads,
+        head_dim=plan.model.head_dim,
+        keep_pages=pages,
+        slot_groups=np.ascontiguousarray(order.reshape(len(order), num_ranks, -1)),
+        rank=0,
+        sink_pages=plan.rule.sink_pages,
+        local_pages=plan.rule.local_pages,
+        num_ctas=num_ctas,
+        cost=cost,
+    )
+
+
+def _simulate(plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int, cost: CostModel) -> Simulation:
+    """Every chunk of the prompt as one step."""
+    planner = _planner(plan, pages, order, plan.tp_size, cost, NUM_CTAS)
+    prefix_lens, new_lens = _chunks(tokens)
+    return simulate(planner, np.arange(len(prefix_lens) + 1), prefix_lens, new_lens)
+
+
+def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, cost: CostModel, sparse: np.ndarray) -> int:
+    """Sum over layers of a lower bound on the slowest rank's time in the chunks marked ``sparse``.
+
+    On one CTA a makespan is a plain sum, so KV groups on "ranks" of their own give loads that add up.
+    """
+    own = _own_order(plan)
+    planner = _planner(plan, pages, own, plan.model.num_kv_heads, cost, 1)
+    loads = np.zeros(own.shape, dtype=np.int64)
+    for prefix, new in zip(*(part[sparse] for part in _chunks(tokens)), strict=True):
+        loads += planner.predict(np.array([prefix]), np.array([new]), "sparse").rank_makespan_ns
+    return int(np.asarray(place_heads(loads, plan.tp_size).lower_bound).sum()) // NUM_CTAS
+
+
+def _own_order(plan: ServingPlan) -> np.ndarray:
+    return np.tile(np.arange(plan.model.num_kv_heads, dtype=np.int32), (plan.model.num_layers, 1))
