@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shplb profile``: what every head of a model loses at every density."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shplb.commands.numbers import parse_numbers
+
+if TYPE_CHECKING:
+    from shplb.profile import HeadProfile
+    from shplb.stability import Stability
+
+
+def profile(
+    model_path: Annotated[Path, typer.Option(help="Hugging Face model folder.")],
+    out: Annotated[Path, typer.Option(help="Profile file to write.")],
+    tp: Annotated[int, typer.Option(help="Ranks to profile with; the profile serves any TP size.")] = 1,
+    max_tokens: Annotated[int, typer.Option(help="Length of the calibration documents, in tokens.")] = 4096,
+    lengths: Annotated[str, typer.Option(help="Context lengths to measure, e.g. 1024,2048,4096.")] = "",
+    documents: Annotated[int, typer.Option(help="Number of calibration documents.")] = 12,
+    texts: Annotated[Path | None, typer.Option(help="Your own texts: FILE.jsonl or a folder.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Measure what every head loses at every density, through SGLang's engine with dense attention.
+
+    Stopped by Ctrl-C or a failure, the same command goes on after the last document that was done. Exit code 0 when the
+    profile is written, 1 for an error, 130 after Ctrl-C.
+
+    Example: shplb profile --model-path /models/Llama-3.1-8B-Instruct --max-tokens 32768 --out m.profile.safetensors
+    """
+    from shplb.calibration import check_request, choose_documents, default_lengths, profile_model
+    from shplb.stability import stability
+
+    console = Console(stderr=True)
+    wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
+    if device == "auto":
+        from shplb.sglang.cpu import detect_device
+
+        device = detect_device()
+    check_request(model_path, out, lengths=wanted, limit=documents, tp_size=tp, device=device)
+    chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
+    if len(chosen) < documents:
+        say(console, fewer_documents(len(chosen), documents, max(wanted), texts))
+    try:
+        with progress_bar(console) as bar:
+            task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
+            made = profile_model(
+                model_path,
+                chosen,
+                out,
+                lengths=wanted,
+                tp_size=tp,
+                device=device,
+                dtype=dtype,
+                on_document=lambda name: bar.update(task, advance=1, name=name),
+            )
+    except KeyboardInterrupt:
+        say(console, "shplb: interrupted; the same command goes on after the last document that was done.")
+        raise
+    report = stability(made)
+    if as_json:
+        typer.echo(json.dumps(describe(made, report, out, asked=documents), indent=1))
+    else:
+        print_profile(report, console)
+    say(console, f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with the name of the last finished document and the time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=console)
+
+
+def print_profile(report: "Stability", console: Console) -> None:
+    """What a person should know of a profile before planning with it."""
+    from shplb.show_stability import print_stability
+
+    print_stability(report, console)
+
+
+def describe(made: "HeadProfile", report: "Stability", out: Path, *, asked: int) -> dict[str, Any]:
+    """The same for JSON. ``documents_asked`` is above the number of ``documents`` where the texts hold no more."""
+    return {
+        "profile": str(out),
+        "documents_asked": asked,
+        "documents": list(made.documents),
+        "lengths": made.lengths.tolist(),
+        "rows": made.rows.tolist(),
+        "versions": made.versions,
+        "stability": report.to_builtins(),
+    }
+
+
+def fewer_documents(found: int, asked: int, tokens: int, texts: Path | None) -> str:
+    """One sentence for texts that hold fewer documents than were asked for."""
+    which = "the shipped texts hold" if texts is None else f"the texts in {texts} hold"
+    how = "give more text of your own (--texts)" if texts is None else "add more text"
+    return f"{which} {found} documents of {tokens} tokens, not {asked}: {how}, or profile shorter ones (--max-tokens)."
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """ "1024,4096" -> (1024, 4096); ValueError in one sentence for anything else."""
+    return parse_numbers("--lengths", text, "positive token counts such as 1024,2048,4096")
+
+
+def say(console: Console, text: str) -> None:
+    """A line on stderr; brackets in file names are no markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
