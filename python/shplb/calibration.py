@@ -12,24 +12,22 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from shplb.assembly import mean_arrays, measured_sampling, read_sums
 from shplb.container import FileFormatError
-from shplb.errors import UserError
+from shplb.errors import CalibrationError
 from shplb.locking import locked
-from shplb.model import Fingerprint, ModelShape, fingerprint, read_config
+from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
 from shplb.profile import DENSITIES, HeadProfile
-from shplb.recording import CurveSums, ProfileJob, ProfileRequest
+from shplb.recording import ProfileJob, ProfileRequest
+from shplb.row_sampling import MOST_SPARSE
 from shplb.sglang.cpu import cpu_environment
 from shplb.sparsity import SparsityRule, query_block_size
 from shplb.texts import Document, calibration_documents, documents_hash, user_documents
 
 # Where a config names no context length; no model reads more.
 _MOST_TOKENS = 1 << 24
-
-
-class CalibrationError(UserError):
-    """A profile that can't be made; the message is one sentence."""
 
 
 def default_lengths(longest: int) -> tuple[int, ...]:
@@ -41,7 +39,14 @@ def default_lengths(longest: int) -> tuple[int, ...]:
 
 
 def check_request(
-    model_dir: Path, out: Path, *, lengths: tuple[int, ...], limit: int, tp_size: int, device: str
+    model_dir: Path,
+    out: Path,
+    *,
+    lengths: tuple[int, ...],
+    limit: int,
+    tp_size: int,
+    device: str,
+    row_sampling: int = MOST_SPARSE,
 ) -> None:
     """Refuse what can't be profiled before anything slow begins; CalibrationError in one sentence."""
     config = read_config(model_dir)
@@ -55,6 +60,10 @@ def check_request(
         raise CalibrationError(f"a length of {lengths[0]} tokens is too short, expected a query block of {shortest}.")
     if limit < 1:
         raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
+    if not 1 <= row_sampling <= MOST_SPARSE:
+        raise CalibrationError(
+            f"--row-sampling is {row_sampling}, expected 1 (every row) to {MOST_SPARSE} (one row in {MOST_SPARSE})."
+        )
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
     context = config.get("max_position_embeddings")
@@ -92,19 +101,29 @@ def profile_model(
     tp_size: int = 1,
     device: str = "cpu",
     dtype: str = "auto",
+    row_sampling: int = MOST_SPARSE,
+    seed: int = 0,
     on_document: Callable[[str], None] = lambda name: None,
 ) -> HeadProfile:
     """Measure the head curves of a model and save them as ``out``.
 
     A folder beside ``out`` holds finished documents until then; a second call with the same documents and lengths goes
     on where a first one was stopped, and waits where one is still running. ``on_document`` is called with the name of
-    each document when it is done.
+    each document when it is done. One query row in ``row_sampling`` is measured, chosen by ``seed``; above 1, the first
+    document is also measured on all rows, and the profile says how far apart the two are.
     """
     config = read_config(model_dir)
     model = ModelShape.from_config(config)
     rule = SparsityRule(query_block=query_block_size(model.head_dim))
     names = {f"document{index:03d}": document for index, document in enumerate(documents)}
-    request = ProfileRequest(documents=tuple(names), lengths=lengths, rule=rule)
+    request = ProfileRequest(
+        documents=tuple(names),
+        lengths=lengths,
+        rule=rule,
+        row_sampling=row_sampling,
+        seed=seed,
+        exact_document=next(iter(names)) if row_sampling > 1 else "",
+    )
     digest, identity = documents_hash(documents), fingerprint(model_dir)
     # What is measured names the folder, so that work left by another run can't slip into this one.
     key = hashlib.sha256(f"{identity}{digest}{request}{tp_size}{dtype}".encode()).hexdigest()
@@ -112,7 +131,23 @@ def profile_model(
     with locked(folder.parent / f"{folder.name}.lock"):
         request.save(folder)
         _record(folder, names, ProfileJob(str(model_dir), tp_size, device, dtype, {}), on_document)
-        profile = _assemble(folder, names, request, tp_size, model, identity, digest)
+        titles = tuple(document.name for document in documents)
+        sums = read_sums(folder, request, tp_size)
+        rows, error, recovery = mean_arrays(sums)
+        profile = HeadProfile(
+            model=model,
+            fingerprint=identity,
+            rule=rule,
+            documents=titles,
+            documents_hash=digest,
+            versions={package: version(package) for package in ("shplb", "sglang", "torch")},
+            lengths=np.array(lengths, dtype=np.int64),
+            densities=np.array(DENSITIES),
+            rows=rows,
+            error=error,
+            recovery=recovery,
+            row_sampling=measured_sampling(folder, request, tp_size, sums[0], model, titles[0]),
+        )
         profile.save(out)
         shutil.rmtree(folder)
     return profile
@@ -143,41 +178,6 @@ def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_docume
                     f"SGLang ended before {names[waiting[0]].name} was profiled; its log {log} ends:\n{worker.tail()}"
                 )
             time.sleep(0.2)
-
-
-def _assemble(
-    folder: Path,
-    names: dict[str, Document],
-    request: ProfileRequest,
-    tp_size: int,
-    model: ModelShape,
-    identity: Fingerprint,
-    digest: str,
-) -> HeadProfile:
-    recovery, error, rows = [], [], []
-    for name in names:
-        try:
-            parts = [CurveSums.load(folder, name, rank) for rank in range(tp_size)]
-        except FileFormatError as reason:
-            raise CalibrationError(f"no curves of {name} were recorded ({reason}); profile again.") from None
-        counts = parts[0].rows[0]
-        scale = 1.0 / np.maximum(counts, 1)[None, None, :, None]
-        recovery.append(np.concatenate([part.recovery for part in parts], axis=1) * scale)
-        error.append(np.concatenate([part.error for part in parts], axis=1) * scale)
-        rows.append(counts)
-    return HeadProfile(
-        model=model,
-        fingerprint=identity,
-        rule=request.rule,
-        documents=tuple(document.name for document in names.values()),
-        documents_hash=digest,
-        versions={package: version(package) for package in ("shplb", "sglang", "torch")},
-        lengths=np.array(request.lengths, dtype=np.int64),
-        densities=np.array(DENSITIES),
-        rows=np.array(rows, dtype=np.int64),
-        error=np.array(error, dtype=np.float32),
-        recovery=np.clip(np.array(recovery, dtype=np.float32), 0.0, 1.0),
-    )
 
 
 def calibrate(

@@ -51,7 +51,7 @@ def make_plan(
         objective=objective,
         scope=scope,
         density=density,
-        profile_hash=content_hash({"error": profile.error, "recovery": profile.recovery}, {}),
+        profile_hash=content_hash({name: getattr(profile, name) for name in ("error", "recovery", "importance")}, {}),
         versions={"shplb": version("shplb")},
         lengths=profile.lengths,
         budgets=budgets,
@@ -81,6 +81,8 @@ def head_budgets(profile: HeadProfile, density: float, *, objective: Objective, 
     The floor counts: at length n a block sees about 3n/4 tokens, of which ``floor_pages`` are always kept.
     """
     curves = profile.mean_curves("error" if objective == "min_error" else "recovery")
+    if objective == "min_error":
+        curves *= profile.importance[:, :, None, None]
     budgets = np.empty(curves.shape[:3])
     inert = profile.inert if profile.model.inert_kv_heads else None
     for index, length in enumerate(profile.lengths):

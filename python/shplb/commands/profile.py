@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ from shplb.commands.numbers import parse_numbers
 
 if TYPE_CHECKING:
     from shplb.profile import HeadProfile
+    from shplb.row_sampling import RowSampling
     from shplb.stability import Stability
 
 
@@ -24,6 +26,8 @@ def profile(
     lengths: Annotated[str, typer.Option(help="Context lengths to measure, e.g. 1024,2048,4096.")] = "",
     documents: Annotated[int, typer.Option(help="Number of calibration documents.")] = 12,
     texts: Annotated[Path | None, typer.Option(help="Your own texts: FILE.jsonl or a folder.")] = None,
+    row_sampling: Annotated[int, typer.Option(help="Measure one query row in N, 1 to 8; 1 is every row.")] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses the rows that are measured.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
@@ -44,7 +48,9 @@ def profile(
         from shplb.sglang.cpu import detect_device
 
         device = detect_device()
-    check_request(model_path, out, lengths=wanted, limit=documents, tp_size=tp, device=device)
+    check_request(
+        model_path, out, lengths=wanted, limit=documents, tp_size=tp, device=device, row_sampling=row_sampling
+    )
     chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
     if len(chosen) < documents:
         say(console, fewer_documents(len(chosen), documents, max(wanted), texts))
@@ -59,6 +65,8 @@ def profile(
                 tp_size=tp,
                 device=device,
                 dtype=dtype,
+                row_sampling=row_sampling,
+                seed=seed,
                 on_document=lambda name: bar.update(task, advance=1, name=name),
             )
     except KeyboardInterrupt:
@@ -68,7 +76,7 @@ def profile(
     if as_json:
         typer.echo(json.dumps(describe(made, report, out, asked=documents), indent=1))
     else:
-        print_profile(report, console)
+        print_profile(made, report, console)
     say(console, f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
 
 
@@ -78,11 +86,24 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=console)
 
 
-def print_profile(report: "Stability", console: Console) -> None:
+def print_profile(made: "HeadProfile", report: "Stability", console: Console) -> None:
     """What a person should know of a profile before planning with it."""
     from shplb.show_stability import print_stability
 
     print_stability(report, console)
+    if made.row_sampling is not None:
+        say(console, sampling_text(made.row_sampling))
+
+
+def sampling_text(sampling: "RowSampling") -> str:
+    """One line on which rows were measured and what that changes."""
+    if (found := sampling.difference) is None:
+        return "every query row was measured"
+    return (
+        f"1 query row in {sampling.every} was measured; against all rows of {found.document}, recovery differs by "
+        f"{found.recovery_mean:.4f} in the mean and {found.recovery_worst:.4f} at most, output error by "
+        f"{found.error_mean:.1%} and {found.error_worst:.1%} of each curve's largest"
+    )
 
 
 def describe(made: "HeadProfile", report: "Stability", out: Path, *, asked: int) -> dict[str, Any]:
@@ -94,6 +115,7 @@ def describe(made: "HeadProfile", report: "Stability", out: Path, *, asked: int)
         "lengths": made.lengths.tolist(),
         "rows": made.rows.tolist(),
         "versions": made.versions,
+        "row_sampling": msgspec.to_builtins(made.row_sampling),
         "stability": report.to_builtins(),
     }
 
