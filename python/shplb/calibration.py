@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from shplb.assembly import mean_arrays, measured_sampling, read_sums
 from shplb.container import FileFormatError
 from shplb.errors import CalibrationError
+from shplb.importance import fisher_importance, measure_sensitivity
 from shplb.locking import locked
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
@@ -30,6 +31,19 @@ from shplb.texts import Document, calibration_documents, documents_hash, user_do
 _MOST_TOKENS = 1 << 24
 
 
+class ProfileSettings(msgspec.Struct, frozen=True):
+    """How to profile: context lengths (ascending, in tokens), ranks, device and dtype as for SGLang, one query row in
+    ``row_sampling`` chosen by ``seed``.
+    """
+
+    lengths: tuple[int, ...]
+    tp_size: int = 1
+    device: str = "cpu"
+    dtype: str = "auto"
+    row_sampling: int = MOST_SPARSE
+    seed: int = 0
+
+
 def default_lengths(longest: int) -> tuple[int, ...]:
     """1024, 2048, 4096, ... up to ``longest`` (always included)."""
     lengths = [1024]
@@ -38,18 +52,9 @@ def default_lengths(longest: int) -> tuple[int, ...]:
     return (*(length for length in lengths if length < longest), longest)
 
 
-def check_request(
-    model_dir: Path,
-    out: Path,
-    *,
-    lengths: tuple[int, ...],
-    limit: int,
-    tp_size: int,
-    device: str,
-    row_sampling: int = MOST_SPARSE,
-) -> None:
+def check_request(model_dir: Path, out: Path, settings: ProfileSettings, *, limit: int) -> None:
     """Refuse what can't be profiled before anything slow begins; CalibrationError in one sentence."""
-    config = read_config(model_dir)
+    config, lengths, tp_size = read_config(model_dir), settings.lengths, settings.tp_size
     model = ModelShape.from_config(config)
     if config.get("quantization_config") or config.get("compression_config"):
         raise CalibrationError(f"{model_dir} has quantised weights; profile and serve the unquantised model.")
@@ -60,9 +65,9 @@ def check_request(
         raise CalibrationError(f"a length of {lengths[0]} tokens is too short, expected a query block of {shortest}.")
     if limit < 1:
         raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
-    if not 1 <= row_sampling <= MOST_SPARSE:
+    if not 1 <= settings.row_sampling <= MOST_SPARSE:
         raise CalibrationError(
-            f"--row-sampling is {row_sampling}, expected 1 (every row) to {MOST_SPARSE} (one row in {MOST_SPARSE})."
+            f"--row-sampling is {settings.row_sampling}, expected 1 (every row) to {MOST_SPARSE} (one of them)."
         )
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
@@ -74,8 +79,8 @@ def check_request(
     for low, high in zip((lengths[0] // 2, *lengths), lengths, strict=False):
         if not any(max(low, high // 2) < min(end, lengths[-1]) <= high for end in ends):
             raise CalibrationError(f"no query block of {shortest} tokens ends in ({low}, {high}]; drop one length.")
-    if device not in ("cuda", "cpu"):
-        raise CalibrationError(f"--device is {device}, expected cuda or cpu.")
+    if settings.device not in ("cuda", "cpu"):
+        raise CalibrationError(f"--device is {settings.device}, expected cuda or cpu.")
 
 
 def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
@@ -96,44 +101,36 @@ def profile_model(
     model_dir: Path,
     documents: list[Document],
     out: Path,
+    settings: ProfileSettings,
     *,
-    lengths: tuple[int, ...],
-    tp_size: int = 1,
-    device: str = "cpu",
-    dtype: str = "auto",
-    row_sampling: int = MOST_SPARSE,
-    seed: int = 0,
+    importance_documents: Sequence[Document] = (),
     on_document: Callable[[str], None] = lambda name: None,
+    on_importance: Callable[[str], None] = lambda name: None,
 ) -> HeadProfile:
     """Measure the head curves of a model and save them as ``out``.
 
-    A folder beside ``out`` holds finished documents until then; a second call with the same documents and lengths goes
-    on where a first one was stopped, and waits where one is still running. ``on_document`` is called with the name of
-    each document when it is done. One query row in ``row_sampling`` is measured, chosen by ``seed``; above 1, the first
-    document is also measured on all rows, and the profile says how far apart the two are.
+    A folder beside ``out`` holds finished documents until then; a second call with the same arguments goes on where a
+    first one was stopped, and waits where one is still running. ``on_document`` and ``on_importance`` are called with
+    the name of each document when it is done. Where rows are sampled, the first document is also measured on all rows,
+    and the profile says how far apart the two are. Where there are ``importance_documents``, the importance of heads is
+    then measured on them through transformers (see ``importance``).
     """
-    config = read_config(model_dir)
-    model = ModelShape.from_config(config)
+    model = ModelShape.from_config(read_config(model_dir))
     rule = SparsityRule(query_block=query_block_size(model.head_dim))
     names = {f"document{index:03d}": document for index, document in enumerate(documents)}
-    request = ProfileRequest(
-        documents=tuple(names),
-        lengths=lengths,
-        rule=rule,
-        row_sampling=row_sampling,
-        seed=seed,
-        exact_document=next(iter(names)) if row_sampling > 1 else "",
-    )
+    request = _request(tuple(names), rule, settings)
     digest, identity = documents_hash(documents), fingerprint(model_dir)
     # What is measured names the folder, so that work left by another run can't slip into this one.
-    key = hashlib.sha256(f"{identity}{digest}{request}{tp_size}{dtype}".encode()).hexdigest()
+    key = hashlib.sha256(f"{identity}{digest}{request}{settings.tp_size}{settings.dtype}".encode()).hexdigest()
     folder = out.parent / f".{out.name}.work" / key[:20]
     with locked(folder.parent / f"{folder.name}.lock"):
         request.save(folder)
-        _record(folder, names, ProfileJob(str(model_dir), tp_size, device, dtype, {}), on_document)
+        job = ProfileJob(str(model_dir), settings.tp_size, settings.device, settings.dtype, {})
+        _record(folder, names, job, on_document)
         titles = tuple(document.name for document in documents)
-        sums = read_sums(folder, request, tp_size)
+        sums = read_sums(folder, request, settings.tp_size)
         rows, error, recovery = mean_arrays(sums)
+        weights, method = _importance(model_dir, importance_documents, rule, folder, settings, on_importance)
         profile = HeadProfile(
             model=model,
             fingerprint=identity,
@@ -141,16 +138,57 @@ def profile_model(
             documents=titles,
             documents_hash=digest,
             versions={package: version(package) for package in ("shplb", "sglang", "torch")},
-            lengths=np.array(lengths, dtype=np.int64),
+            lengths=np.array(settings.lengths, dtype=np.int64),
             densities=np.array(DENSITIES),
             rows=rows,
             error=error,
             recovery=recovery,
-            row_sampling=measured_sampling(folder, request, tp_size, sums[0], model, titles[0]),
+            importance=weights,
+            importance_method=method,
+            row_sampling=measured_sampling(folder, request, settings.tp_size, sums[0], model, titles[0]),
         )
         profile.save(out)
         shutil.rmtree(folder)
     return profile
+
+
+def _request(documents: tuple[str, ...], rule: SparsityRule, settings: ProfileSettings) -> ProfileRequest:
+    return ProfileRequest(
+        documents=documents,
+        lengths=settings.lengths,
+        rule=rule,
+        row_sampling=settings.row_sampling,
+        seed=settings.seed,
+        exact_document=documents[0] if settings.row_sampling > 1 else "",
+    )
+
+
+def _importance(
+    model_dir: Path,
+    documents: Sequence[Document],
+    rule: SparsityRule,
+    folder: Path,
+    settings: ProfileSettings,
+    on_document: Callable[[str], None],
+) -> tuple[np.ndarray, str]:
+    """(importance, its method) for a HeadProfile; (all ones, "") without documents."""
+    model = ModelShape.from_config(read_config(model_dir))
+    if not documents:
+        return np.ones((model.num_layers, model.num_qo_heads)), ""
+    kept = folder / f"importance-{documents_hash(documents)[:12]}"
+    found = measure_sensitivity(
+        model_dir,
+        documents,
+        rule,
+        device=settings.device,
+        seed=settings.seed,
+        folder=kept,
+        on_document=on_document,
+    )
+    tokens = len(documents[0].token_ids)
+    return fisher_importance(
+        found, model
+    ), f"fisher, {len(documents)} documents of {tokens} tokens, seed {settings.seed}"
 
 
 def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_document: Callable[[str], None]) -> None:

@@ -22,12 +22,12 @@ from shplb.sparsity import SparsityRule, query_block_size
 class PluggedModel:
     """A causal model whose prefill attention is dense, recorded, or sparse under a plan."""
 
-    def __init__(self, model_dir: Path, tokens: int, query_block: int | None = None) -> None:
-        """query_block: rows of a query block, by default those of serving."""
+    def __init__(self, model_dir: Path, tokens: int, rule: SparsityRule | None = None) -> None:
+        """rule: by default that of serving, on contexts above 256 tokens."""
         AttentionInterface.register("shplb", self._attend)
         self.folder, self.tokens = model_dir, tokens
         self.shape = ModelShape.from_config(read_config(model_dir))
-        self.rule = SparsityRule(query_block or query_block_size(self.shape.head_dim), dense_below_tokens=256)
+        self.rule = rule or SparsityRule(query_block_size(self.shape.head_dim), dense_below_tokens=256)
         self.model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=torch.float32, attn_implementation="shplb"
         ).eval()

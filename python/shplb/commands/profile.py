@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from shplb.commands.numbers import parse_numbers
 
 if TYPE_CHECKING:
+    from shplb.calibration import ProfileSettings
     from shplb.profile import HeadProfile
     from shplb.row_sampling import RowSampling
     from shplb.stability import Stability
+    from shplb.texts import Document
 
 
 def profile(
@@ -28,6 +31,9 @@ def profile(
     texts: Annotated[Path | None, typer.Option(help="Your own texts: FILE.jsonl or a folder.")] = None,
     row_sampling: Annotated[int, typer.Option(help="Measure one query row in N, 1 to 8; 1 is every row.")] = 8,
     seed: Annotated[int, typer.Option(help="Chooses the rows that are measured.")] = 0,
+    importance: Annotated[
+        str, typer.Option(help="none, or fisher: weigh heads by what their error costs the loss (extra pass).")
+    ] = "none",
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
@@ -39,39 +45,23 @@ def profile(
 
     Example: shplb profile --model-path /models/Llama-3.1-8B-Instruct --max-tokens 32768 --out m.profile.safetensors
     """
-    from shplb.calibration import check_request, choose_documents, default_lengths, profile_model
+    from shplb.calibration import ProfileSettings, check_request, choose_documents, default_lengths
     from shplb.stability import stability
 
     console = Console(stderr=True)
-    wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
     if device == "auto":
         from shplb.sglang.cpu import detect_device
 
         device = detect_device()
-    check_request(
-        model_path, out, lengths=wanted, limit=documents, tp_size=tp, device=device, row_sampling=row_sampling
-    )
+    wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
+    settings = ProfileSettings(wanted, tp, device, dtype, row_sampling, seed)
+    check_importance(importance)
+    check_request(model_path, out, settings, limit=documents)
     chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
     if len(chosen) < documents:
         say(console, fewer_documents(len(chosen), documents, max(wanted), texts))
-    try:
-        with progress_bar(console) as bar:
-            task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
-            made = profile_model(
-                model_path,
-                chosen,
-                out,
-                lengths=wanted,
-                tp_size=tp,
-                device=device,
-                dtype=dtype,
-                row_sampling=row_sampling,
-                seed=seed,
-                on_document=lambda name: bar.update(task, advance=1, name=name),
-            )
-    except KeyboardInterrupt:
-        say(console, "shplb: interrupted; the same command goes on after the last document that was done.")
-        raise
+    weighed = choose_weighed(model_path, max(wanted), texts, documents) if importance == "fisher" else []
+    made = run(model_path, chosen, weighed, out, settings, console)
     report = stability(made)
     if as_json:
         typer.echo(json.dumps(describe(made, report, out, asked=documents), indent=1))
@@ -80,10 +70,61 @@ def profile(
     say(console, f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
 
 
+def check_importance(method: str) -> None:
+    """ValueError in one sentence for a method that there is not."""
+    from shplb.importance import METHODS
+
+    if method not in METHODS:
+        raise ValueError(f"--importance is {method}, expected {' or '.join(METHODS)}.")
+
+
+def choose_weighed(model_path: Path, longest: int, texts: Path | None, documents: int) -> "list[Document]":
+    """Documents for the pass that measures importance: shorter and fewer, since it keeps activations."""
+    from shplb.calibration import choose_documents
+    from shplb.importance import MOST_TOKENS, NUM_DOCUMENTS
+
+    return choose_documents(model_path, min(longest, MOST_TOKENS), texts=texts, limit=min(documents, NUM_DOCUMENTS))
+
+
+def run(
+    model_path: Path,
+    chosen: "list[Document]",
+    weighed: "list[Document]",
+    out: Path,
+    settings: "ProfileSettings",
+    console: Console,
+) -> "HeadProfile":
+    """Profile under a progress bar; Ctrl-C says how to go on."""
+    from shplb.calibration import profile_model
+
+    try:
+        with progress_bar(console) as bar:
+            task = bar.add_task("profiling", total=len(chosen), name="starting SGLang")
+            second = bar.add_task("importance", total=len(weighed), name="", visible=bool(weighed), start=False)
+            return profile_model(
+                model_path,
+                chosen,
+                out,
+                settings,
+                importance_documents=weighed,
+                on_document=lambda name: bar.update(task, advance=1, name=name),
+                on_importance=lambda name: advance(bar, second, name),
+            )
+    except KeyboardInterrupt:
+        say(console, "shplb: interrupted; the same command goes on after the last document that was done.")
+        raise
+
+
 def progress_bar(console: Console) -> Progress:
     """A bar with the name of the last finished document and the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=console)
+
+
+def advance(bar: Progress, task: TaskID, name: str) -> None:
+    """Count a document of a task that may not have begun when the bar did."""
+    bar.start_task(task)
+    bar.update(task, advance=1, name=name)
 
 
 def print_profile(made: "HeadProfile", report: "Stability", console: Console) -> None:
@@ -93,6 +134,8 @@ def print_profile(made: "HeadProfile", report: "Stability", console: Console) ->
     print_stability(report, console)
     if made.row_sampling is not None:
         say(console, sampling_text(made.row_sampling))
+    if made.importance_method:
+        say(console, importance_text(made))
 
 
 def sampling_text(sampling: "RowSampling") -> str:
@@ -106,6 +149,15 @@ def sampling_text(sampling: "RowSampling") -> str:
     )
 
 
+def importance_text(made: "HeadProfile") -> str:
+    """One line on the spread of importance over heads."""
+    least, median, most = np.quantile(made.importance[~made.inert], [0.05, 0.5, 0.95])
+    return (
+        f"importance of heads ({made.importance_method}): 5% below {least:.2g}, median {median:.2g}, "
+        f"5% above {most:.2g} of the mean; plans of objective min_error use it"
+    )
+
+
 def describe(made: "HeadProfile", report: "Stability", out: Path, *, asked: int) -> dict[str, Any]:
     """The same for JSON. ``documents_asked`` is above the number of ``documents`` where the texts hold no more."""
     return {
@@ -115,6 +167,7 @@ def describe(made: "HeadProfile", report: "Stability", out: Path, *, asked: int)
         "lengths": made.lengths.tolist(),
         "rows": made.rows.tolist(),
         "versions": made.versions,
+        "importance": {"method": made.importance_method or "none", "weights": made.importance.tolist()},
         "row_sampling": msgspec.to_builtins(made.row_sampling),
         "stability": report.to_builtins(),
     }
