@@ -9,25 +9,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from synthetic import LENGTHS, is_one_sentence, make_profile, make_serving_plan, make_shape
+from synthetic import LENGTHS, assert_same, is_one_sentence, make_profile, make_serving_plan, make_shape
 
-from shplb.container import FileFormatError, save_container
+from shplb.container import FileFormatError
 from shplb.model import Fingerprint
 from shplb.plan import ServingPlan, expand_groups
 from shplb.planning import PlanningError, count_bound, head_budgets, make_plan
 from shplb.profile import HeadProfile
-from shplb.row_sampling import RowSampling, SamplingDifference
 from shplb.sparsity import SparsityRule
-
-
-def assert_same(left: Any, right: Any) -> None:
-    for name in left.__struct_fields__:
-        a, b = getattr(left, name), getattr(right, name)
-        if isinstance(a, np.ndarray):
-            assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a, b)
-        else:
-            assert a == b
 
 
 def refused(path: Path, load: Callable[[Path], object]) -> str:
@@ -225,49 +214,6 @@ def test_min_error_loses_least() -> None:
         return float(sum(np.interp(share, profile.densities, curve) for share, curve in pairs))
 
     assert loss("min_error") < 0.9 * min(loss("uniform"), loss("max_min"))
-
-
-def test_files_from_before_importance_and_row_sampling(tmp_path: Path) -> None:
-    profile = make_profile()
-    facts = msgspec.to_builtins(profile, builtin_types=(np.ndarray,))
-    for name in ("importance", "importance_method", "row_sampling"):
-        del facts[name]
-    tensors = {name: facts.pop(name) for name in ("lengths", "densities", "rows", "error", "recovery")}
-    save_container(tmp_path / "p", "HeadProfile", 1, tensors, facts)
-    loaded = HeadProfile.load(tmp_path / "p")
-    assert_same(loaded, profile)
-    assert loaded.importance.tolist() == np.ones((3, 8)).tolist()
-    assert (loaded.importance_method, loaded.row_sampling) == ("", None)
-
-
-def test_what_is_measured_of_importance_and_rows_is_kept(tmp_path: Path) -> None:
-    weights = np.random.default_rng(0).uniform(0, 2, (3, 8))
-    difference = SamplingDifference("a", (0, 4), 7, 0.001, 0.01, 0.1, 1.5)
-    changes = {"importance": weights / weights.mean(), "importance_method": "fisher, 1 document"}
-    made = msgspec.structs.replace(make_profile(), **changes, row_sampling=RowSampling(8, 3, difference))
-    made.save(tmp_path / "p")
-    assert_same(HeadProfile.load(tmp_path / "p"), made)
-
-
-def test_importance_weighs_error_and_nothing_else() -> None:
-    profile = make_profile()
-    weights = 10 ** np.random.default_rng(1).uniform(-2, 2, (3, 8))
-    weights /= weights.mean()
-    weighed = msgspec.structs.replace(profile, importance=weights)
-    # Weights that are powers of two would give the same bytes; these differ by the rounding of float32 curves.
-    scaled = msgspec.structs.replace(profile, error=(profile.error * weights[None, :, :, None, None]).astype("f4"))
-
-    def budgets(each: HeadProfile, objective: Any) -> np.ndarray:
-        return head_budgets(each, 0.2, objective=objective, scope="model")
-
-    np.testing.assert_allclose(budgets(weighed, "min_error"), budgets(scaled, "min_error"), atol=1e-3)
-    assert np.abs(budgets(weighed, "min_error") - budgets(profile, "min_error")).max() > 0.1
-    for objective in ("max_min", "max_mean", "uniform"):
-        np.testing.assert_array_equal(budgets(weighed, objective), budgets(profile, objective))
-    assert (
-        make_plan(weighed, tp_size=1, density=0.2).profile_hash
-        != make_plan(profile, tp_size=1, density=0.2).profile_hash
-    )
 
 
 def test_inert_heads_cost_and_weigh_nothing() -> None:
