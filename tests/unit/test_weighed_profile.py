@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importance of heads and row sampling in profile files, and importance in budgets."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import msgspec
 import numpy as np
 from synthetic import assert_same, make_profile
 
+from shplb.commands.profile import describe, importance_text, sampling_text
 from shplb.container import save_container
 from shplb.planning import head_budgets, make_plan
 from shplb.profile import HeadProfile
 from shplb.row_sampling import RowSampling, SamplingDifference
+from shplb.stability import stability
 
 
 def test_files_from_before_importance_and_row_sampling(tmp_path: Path) -> None:
@@ -55,3 +58,20 @@ def test_importance_weighs_error_and_nothing_else() -> None:
         make_plan(weighed, tp_size=1, density=0.2).profile_hash
         != make_plan(profile, tp_size=1, density=0.2).profile_hash
     )
+
+
+def test_the_command_says_what_was_sampled_and_weighed() -> None:
+    profile = make_profile()
+    assert sampling_text(RowSampling(1, 0)) == "every query row was measured"
+    difference = SamplingDifference("a", (0, 4), 7, 0.00125, 0.0125, 0.125, 1.5)
+    text = sampling_text(RowSampling(8, 3, difference))
+    assert text.startswith("1 query row in 8 was measured; against all rows of a, recovery differs by 0.0013 ")
+    assert text.endswith("12.5% and 150.0% of each curve's largest")
+    weights = np.linspace(0, 2, 24).reshape(3, 8)
+    weighed = msgspec.structs.replace(profile, importance=weights, importance_method="fisher, 1 document")
+    assert "5% below 0.1, median 1, 5% above 1.9 of the mean" in importance_text(weighed)
+    sampled = msgspec.structs.replace(weighed, row_sampling=RowSampling(8, 3, difference))
+    made = json.loads(json.dumps(describe(sampled, stability(sampled), Path("p"), asked=12)))
+    assert (made["documents_asked"], made["documents"]) == (12, list(profile.documents))
+    assert made["importance"] == {"method": "fisher, 1 document", "weights": weights.tolist()}
+    assert made["row_sampling"]["difference"]["error_worst"] == 1.5
