@@ -32,7 +32,7 @@ def profile(
     row_sampling: Annotated[int, typer.Option(help="Measure one query row in N, 1 to 8; 1 is every row.")] = 8,
     seed: Annotated[int, typer.Option(help="Chooses the rows that are measured.")] = 0,
     importance: Annotated[
-        str, typer.Option(help="none, or fisher: weigh heads by what their error costs the loss (extra pass).")
+        str, typer.Option(help="none, or fisher (experimental): weigh heads by what their error costs the loss.")
     ] = "none",
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
