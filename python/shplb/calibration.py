@@ -67,7 +67,8 @@ def check_request(model_dir: Path, out: Path, settings: ProfileSettings, *, limi
         raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
     if not 1 <= settings.row_sampling <= MOST_SPARSE:
         raise CalibrationError(
-            f"--row-sampling is {settings.row_sampling}, expected 1 (every row) to {MOST_SPARSE} (one of them)."
+            f"--row-sampling is {settings.row_sampling}, expected 1 (every query row) to {MOST_SPARSE} "
+            f"(one in {MOST_SPARSE})."
         )
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
