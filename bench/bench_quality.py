@@ -32,12 +32,12 @@ OBJECTIVES = ("uniform", "max_min", "min_error")
 TEXT_DOMAINS = ["prose", "code", "manual", "dialogue"]
 
 
-def plan_at(profile: HeadProfile, objective: str, computed: float, tokens: int) -> ServingPlan:
+def plan_at(profile: HeadProfile, objective: str, computed: float, tokens: int, scope: str = "model") -> ServingPlan:
     """The plan whose *computed* density on a prompt of ``tokens`` tokens is ``computed``, by bisection."""
     low, high = 1e-3, 1.0
     for _ in range(30):
         middle = (low + high) / 2
-        plan = make_plan(profile, tp_size=1, density=middle, objective=objective)  # type: ignore[arg-type]
+        plan = make_plan(profile, tp_size=1, density=middle, objective=objective, scope=scope)  # type: ignore[arg-type]
         low, high = (middle, high) if computed_density(plan, tokens) < computed else (low, middle)
     return plan
 

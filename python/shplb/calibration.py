@@ -5,21 +5,24 @@ import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from shplb.assembly import mean_arrays, measured_sampling, read_sums
 from shplb.container import FileFormatError
-from shplb.errors import UserError
+from shplb.errors import CalibrationError
+from shplb.importance import fisher_importance, measure_sensitivity
 from shplb.locking import locked
-from shplb.model import Fingerprint, ModelShape, fingerprint, read_config
+from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
 from shplb.profile import DENSITIES, HeadProfile
-from shplb.recording import CurveSums, ProfileJob, ProfileRequest
+from shplb.recording import ProfileJob, ProfileRequest
+from shplb.row_sampling import MOST_SPARSE
 from shplb.sglang.cpu import cpu_environment
 from shplb.sparsity import SparsityRule, query_block_size
 from shplb.texts import Document, calibration_documents, documents_hash, user_documents
@@ -28,8 +31,17 @@ from shplb.texts import Document, calibration_documents, documents_hash, user_do
 _MOST_TOKENS = 1 << 24
 
 
-class CalibrationError(UserError):
-    """A profile that can't be made; the message is one sentence."""
+class ProfileSettings(msgspec.Struct, frozen=True):
+    """How to profile: context lengths (ascending, in tokens), ranks, device and dtype as for SGLang, one query row in
+    ``row_sampling`` chosen by ``seed``.
+    """
+
+    lengths: tuple[int, ...]
+    tp_size: int = 1
+    device: str = "cpu"
+    dtype: str = "auto"
+    row_sampling: int = MOST_SPARSE
+    seed: int = 0
 
 
 def default_lengths(longest: int) -> tuple[int, ...]:
@@ -40,11 +52,9 @@ def default_lengths(longest: int) -> tuple[int, ...]:
     return (*(length for length in lengths if length < longest), longest)
 
 
-def check_request(
-    model_dir: Path, out: Path, *, lengths: tuple[int, ...], limit: int, tp_size: int, device: str
-) -> None:
+def check_request(model_dir: Path, out: Path, settings: ProfileSettings, *, limit: int) -> None:
     """Refuse what can't be profiled before anything slow begins; CalibrationError in one sentence."""
-    config = read_config(model_dir)
+    config, lengths, tp_size = read_config(model_dir), settings.lengths, settings.tp_size
     model = ModelShape.from_config(config)
     if config.get("quantization_config") or config.get("compression_config"):
         raise CalibrationError(f"{model_dir} has quantised weights; profile and serve the unquantised model.")
@@ -55,6 +65,11 @@ def check_request(
         raise CalibrationError(f"a length of {lengths[0]} tokens is too short, expected a query block of {shortest}.")
     if limit < 1:
         raise CalibrationError(f"--documents is {limit}, expected 1 or more.")
+    if not 1 <= settings.row_sampling <= MOST_SPARSE:
+        raise CalibrationError(
+            f"--row-sampling is {settings.row_sampling}, expected 1 (every query row) to {MOST_SPARSE} "
+            f"(one in {MOST_SPARSE})."
+        )
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
     context = config.get("max_position_embeddings")
@@ -65,8 +80,8 @@ def check_request(
     for low, high in zip((lengths[0] // 2, *lengths), lengths, strict=False):
         if not any(max(low, high // 2) < min(end, lengths[-1]) <= high for end in ends):
             raise CalibrationError(f"no query block of {shortest} tokens ends in ({low}, {high}]; drop one length.")
-    if device not in ("cuda", "cpu"):
-        raise CalibrationError(f"--device is {device}, expected cuda or cpu.")
+    if settings.device not in ("cuda", "cpu"):
+        raise CalibrationError(f"--device is {settings.device}, expected cuda or cpu.")
 
 
 def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
@@ -87,35 +102,94 @@ def profile_model(
     model_dir: Path,
     documents: list[Document],
     out: Path,
+    settings: ProfileSettings,
     *,
-    lengths: tuple[int, ...],
-    tp_size: int = 1,
-    device: str = "cpu",
-    dtype: str = "auto",
+    importance_documents: Sequence[Document] = (),
     on_document: Callable[[str], None] = lambda name: None,
+    on_importance: Callable[[str], None] = lambda name: None,
 ) -> HeadProfile:
     """Measure the head curves of a model and save them as ``out``.
 
-    A folder beside ``out`` holds finished documents until then; a second call with the same documents and lengths goes
-    on where a first one was stopped, and waits where one is still running. ``on_document`` is called with the name of
-    each document when it is done.
+    A folder beside ``out`` holds finished documents until then; a second call with the same arguments goes on where a
+    first one was stopped, and waits where one is still running. ``on_document`` and ``on_importance`` are called with
+    the name of each document when it is done. Where rows are sampled, the first document is also measured on all rows,
+    and the profile says how far apart the two are. Where there are ``importance_documents``, the importance of heads is
+    then measured on them through transformers (see ``importance``).
     """
-    config = read_config(model_dir)
-    model = ModelShape.from_config(config)
+    model = ModelShape.from_config(read_config(model_dir))
     rule = SparsityRule(query_block=query_block_size(model.head_dim))
     names = {f"document{index:03d}": document for index, document in enumerate(documents)}
-    request = ProfileRequest(documents=tuple(names), lengths=lengths, rule=rule)
+    request = _request(tuple(names), rule, settings)
     digest, identity = documents_hash(documents), fingerprint(model_dir)
     # What is measured names the folder, so that work left by another run can't slip into this one.
-    key = hashlib.sha256(f"{identity}{digest}{request}{tp_size}{dtype}".encode()).hexdigest()
+    key = hashlib.sha256(f"{identity}{digest}{request}{settings.tp_size}{settings.dtype}".encode()).hexdigest()
     folder = out.parent / f".{out.name}.work" / key[:20]
     with locked(folder.parent / f"{folder.name}.lock"):
         request.save(folder)
-        _record(folder, names, ProfileJob(str(model_dir), tp_size, device, dtype, {}), on_document)
-        profile = _assemble(folder, names, request, tp_size, model, identity, digest)
+        job = ProfileJob(str(model_dir), settings.tp_size, settings.device, settings.dtype, {})
+        _record(folder, names, job, on_document)
+        titles = tuple(document.name for document in documents)
+        sums = read_sums(folder, request, settings.tp_size)
+        rows, error, recovery = mean_arrays(sums)
+        weights, method = _importance(model_dir, importance_documents, rule, folder, settings, on_importance)
+        profile = HeadProfile(
+            model=model,
+            fingerprint=identity,
+            rule=rule,
+            documents=titles,
+            documents_hash=digest,
+            versions={package: version(package) for package in ("shplb", "sglang", "torch")},
+            lengths=np.array(settings.lengths, dtype=np.int64),
+            densities=np.array(DENSITIES),
+            rows=rows,
+            error=error,
+            recovery=recovery,
+            importance=weights,
+            importance_method=method,
+            row_sampling=measured_sampling(folder, request, settings.tp_size, sums[0], model, titles[0]),
+        )
         profile.save(out)
         shutil.rmtree(folder)
     return profile
+
+
+def _request(documents: tuple[str, ...], rule: SparsityRule, settings: ProfileSettings) -> ProfileRequest:
+    return ProfileRequest(
+        documents=documents,
+        lengths=settings.lengths,
+        rule=rule,
+        row_sampling=settings.row_sampling,
+        seed=settings.seed,
+        exact_document=documents[0] if settings.row_sampling > 1 else "",
+    )
+
+
+def _importance(
+    model_dir: Path,
+    documents: Sequence[Document],
+    rule: SparsityRule,
+    folder: Path,
+    settings: ProfileSettings,
+    on_document: Callable[[str], None],
+) -> tuple[np.ndarray, str]:
+    """(importance, its method) for a HeadProfile; (all ones, "") without documents."""
+    model = ModelShape.from_config(read_config(model_dir))
+    if not documents:
+        return np.ones((model.num_layers, model.num_qo_heads)), ""
+    kept = folder / f"importance-{documents_hash(documents)[:12]}"
+    found = measure_sensitivity(
+        model_dir,
+        documents,
+        rule,
+        device=settings.device,
+        seed=settings.seed,
+        folder=kept,
+        on_document=on_document,
+    )
+    tokens = len(documents[0].token_ids)
+    return fisher_importance(
+        found, model
+    ), f"fisher, {len(documents)} documents of {tokens} tokens, seed {settings.seed}"
 
 
 def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_document: Callable[[str], None]) -> None:
@@ -143,41 +217,6 @@ def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_docume
                     f"SGLang ended before {names[waiting[0]].name} was profiled; its log {log} ends:\n{worker.tail()}"
                 )
             time.sleep(0.2)
-
-
-def _assemble(
-    folder: Path,
-    names: dict[str, Document],
-    request: ProfileRequest,
-    tp_size: int,
-    model: ModelShape,
-    identity: Fingerprint,
-    digest: str,
-) -> HeadProfile:
-    recovery, error, rows = [], [], []
-    for name in names:
-        try:
-            parts = [CurveSums.load(folder, name, rank) for rank in range(tp_size)]
-        except FileFormatError as reason:
-            raise CalibrationError(f"no curves of {name} were recorded ({reason}); profile again.") from None
-        counts = parts[0].rows[0]
-        scale = 1.0 / np.maximum(counts, 1)[None, None, :, None]
-        recovery.append(np.concatenate([part.recovery for part in parts], axis=1) * scale)
-        error.append(np.concatenate([part.error for part in parts], axis=1) * scale)
-        rows.append(counts)
-    return HeadProfile(
-        model=model,
-        fingerprint=identity,
-        rule=request.rule,
-        documents=tuple(document.name for document in names.values()),
-        documents_hash=digest,
-        versions={package: version(package) for package in ("shplb", "sglang", "torch")},
-        lengths=np.array(request.lengths, dtype=np.int64),
-        densities=np.array(DENSITIES),
-        rows=np.array(rows, dtype=np.int64),
-        error=np.array(error, dtype=np.float32),
-        recovery=np.clip(np.array(recovery, dtype=np.float32), 0.0, 1.0),
-    )
 
 
 def calibrate(

@@ -4,3 +4,7 @@
 
 class UserError(RuntimeError):
     """What went wrong, what was expected and how to fix it."""
+
+
+class CalibrationError(UserError):
+    """A profile that can't be made; the message is one sentence."""

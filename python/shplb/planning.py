@@ -54,7 +54,8 @@ class PlanMaker:
 
     @cached_property
     def _profile_hash(self) -> str:
-        return content_hash({"error": self.profile.error, "recovery": self.profile.recovery}, {})
+        names = ("error", "recovery", "importance")
+        return content_hash({name: getattr(self.profile, name) for name in names}, {})
 
     def allocate(self, density: float) -> Allocation:
         """Budgets and placement; PlanningError where ``density`` is not in (0, 1]."""

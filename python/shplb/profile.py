@@ -17,10 +17,12 @@ import numpy as np
 
 from shplb.container import FileFormatError, load_container, require_array, save_container
 from shplb.model import Fingerprint, ModelShape
+from shplb.row_sampling import RowSampling
 from shplb.sparsity import SparsityRule
 
 KIND = "HeadProfile"
 FORMAT_VERSION = 1
+_ARRAYS = ("lengths", "densities", "rows", "error", "recovery", "importance")
 
 #: Shares of the visible pages at which curves are measured; finer where curves bend.
 DENSITIES = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
@@ -35,6 +37,11 @@ class HeadProfile(msgspec.Struct, frozen=True):
         rows: int64 [num_documents, num_lengths], query rows measured.
         error: float32 [num_documents, num_layers, num_qo_heads, num_lengths, num_points], output error.
         recovery: float32, same shape, recovered attention mass.
+        importance: float64 [num_layers, num_qo_heads], what a unit of a head's output error costs the model's loss,
+            relative to the other heads (mean 1 over heads that are not inert; all ones where it was not measured).
+            Budgets of least error multiply it into the error curves.
+        importance_method: how it was measured, "" where it was not.
+        row_sampling: which query rows were measured; None in files made before that was stored.
     """
 
     model: ModelShape
@@ -48,6 +55,14 @@ class HeadProfile(msgspec.Struct, frozen=True):
     rows: np.ndarray
     error: np.ndarray
     recovery: np.ndarray
+    importance: np.ndarray = msgspec.field(default_factory=lambda: np.empty((0, 0)))
+    importance_method: str = ""
+    row_sampling: RowSampling | None = None
+
+    def __post_init__(self) -> None:
+        if not self.importance.size:
+            equal = np.ones((self.model.num_layers, self.model.num_qo_heads))
+            msgspec.structs.force_setattr(self, "importance", equal)
 
     def mean_curves(self, name: str) -> np.ndarray:
         """Row-weighted mean over documents of ``error`` or ``recovery``: float64 [layers, heads, lengths, points]."""
@@ -66,7 +81,7 @@ class HeadProfile(msgspec.Struct, frozen=True):
     def save(self, path: Path) -> str:
         """Write atomically; returns the content hash."""
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        tensors = {name: facts.pop(name) for name in ("lengths", "densities", "rows", "error", "recovery")}
+        tensors = {name: facts.pop(name) for name in _ARRAYS}
         return save_container(path, KIND, FORMAT_VERSION, tensors, facts)
 
     @classmethod
@@ -82,6 +97,9 @@ class HeadProfile(msgspec.Struct, frozen=True):
                 "documents": msgspec.convert(facts["documents"], tuple[str, ...]),
                 "documents_hash": msgspec.convert(facts["documents_hash"], str),
                 "versions": msgspec.convert(facts["versions"], dict[str, str]),
+                # Absent in files made before these were stored.
+                "importance_method": msgspec.convert(facts.get("importance_method", ""), str),
+                "row_sampling": msgspec.convert(facts.get("row_sampling"), RowSampling | None),
             }
         except (KeyError, msgspec.ValidationError) as error:
             raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); profile the model again.") from None
@@ -89,6 +107,9 @@ class HeadProfile(msgspec.Struct, frozen=True):
         densities = require_array(path, tensors, "densities", "float64", (-1,))
         documents = len(facts["documents"])
         shape = (documents, model.num_layers, model.num_qo_heads, len(lengths), len(densities))
+        heads = (model.num_layers, model.num_qo_heads)
+        if "importance" in tensors:
+            header["importance"] = require_array(path, tensors, "importance", "float64", heads)
         profile = cls(
             **header,
             lengths=lengths,
@@ -113,6 +134,8 @@ class HeadProfile(msgspec.Struct, frozen=True):
             # With all pages kept, a head recovers everything and errs by rounding only.
             "recovery": bool(np.all((self.recovery >= 0) & (self.recovery <= 1 + 1e-4)))
             and bool(np.all(np.moveaxis(self.recovery[..., -1], 3, 1)[self.rows > 0] > 0.99)),
+            "importance": bool(np.all(np.isfinite(self.importance) & (self.importance >= 0)))
+            and bool(np.all(self.inert) or abs(self.importance[~self.inert].mean() - 1.0) < 1e-6),
         }
         for name, good in checks.items():
             if not good:

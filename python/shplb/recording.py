@@ -14,6 +14,9 @@ KIND = "CurveSums"
 FORMAT_VERSION = 1
 _REQUEST = "request.json"
 _JOB = "job.json"
+_CURVES = ("recovery", "error")
+# Exact curves cost as much as all sampled ones of eight documents; a quarter of them says how far apart the two are.
+_EXACT_LAYERS = 4
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):
@@ -22,7 +25,11 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     documents: tuple[str, ...]
     lengths: tuple[int, ...]
     rule: SparsityRule
-    row_stride: int = 8
+    #: One query row in so many is measured, chosen by ``seed`` (see ``row_sampling.sampled_rows``).
+    row_sampling: int = 8
+    seed: int = 0
+    #: This one is also measured on all rows, in every fourth layer; "" for none.
+    exact_document: str = ""
 
     def owns(self, rid: str) -> bool:
         return rid in self.documents
@@ -33,6 +40,10 @@ class ProfileRequest(msgspec.Struct, frozen=True):
             if length // 2 < end_row <= length:
                 return index
         return None
+
+    def is_exact(self, layer: int) -> bool:
+        """Whether ``exact_document`` is measured on all rows in this layer."""
+        return layer % _EXACT_LAYERS == 0
 
     def save(self, folder: Path) -> None:
         write_atomically(folder / _REQUEST, msgspec.json.encode(self))
@@ -71,6 +82,11 @@ class ProfileJob(msgspec.Struct, frozen=True):
         return (folder / f"{document}.done").exists()
 
 
+def exact_name(document: str) -> str:
+    """Under which name the sums over all rows of ``document`` are kept."""
+    return f"{document}.exact"
+
+
 class CurveSums:
     """Sums over query rows for one document on one rank.
 
@@ -87,10 +103,21 @@ class CurveSums:
         return cls(np.zeros(shape), np.zeros(shape), np.zeros((num_layers, num_lengths), dtype=np.int64))
 
     def add(self, layer: int, bucket: int, recovery: np.ndarray, error: np.ndarray, rows: int) -> None:
-        """Add one block's sums, each float64 [local_qo_heads, num_points]."""
+        """Add one block's sums over ``rows`` query rows, each float64 [local_qo_heads, num_points]."""
         self.recovery[layer, :, bucket] += recovery
         self.error[layer, :, bucket] += error
         self.rows[layer, bucket] += rows
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """(recovery, error) per query row, same shapes; 0 where no row was measured."""
+        scale = 1.0 / np.maximum(self.rows, 1)[:, None, :, None]
+        return self.recovery * scale, self.error * scale
+
+    @classmethod
+    def concatenate(cls, parts: "list[CurveSums]") -> "CurveSums":
+        """The heads of all ranks in the model's order."""
+        recovery, error = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in _CURVES)
+        return cls(recovery, error, parts[0].rows)
 
     @staticmethod
     def path(folder: Path, document: str, rank: int) -> Path:

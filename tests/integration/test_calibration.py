@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from transformers_attention import PluggedModel
 
 from shplb.profile import HeadProfile
-from shplb.texts import calibration_documents
+from shplb.texts import DOMAINS, calibration_documents
 from shplb.texts.domains import domain_of
 
 pytestmark = pytest.mark.server
@@ -45,7 +45,8 @@ def test_server_without_a_plan_makes_one(calibrated: tuple[Path, dict, list[dict
     assert 0.3 < state["density"] < 0.95
     (profile,) = cache.rglob("*.profile.safetensors")
     loaded = HeadProfile.load(profile)
-    assert len({domain_of(name) for name in loaded.documents}) == len(loaded.documents) == 4
+    assert len(loaded.documents) == 12
+    assert {domain_of(name) for name in loaded.documents} == set(DOMAINS)
 
 
 def test_profile_is_what_the_kernels_measure_in_transformers(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C in the quickstart or while a server starts leaves no process behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from scenario import random_plan
+
+from shplb.profile import HeadProfile
 
 pytestmark = pytest.mark.server
 
@@ -79,6 +82,40 @@ def test_interrupted_quickstart(smollm2: Path, smollm2_padded: Path, tmp_path: P
     assert not left, [process.cmdline() for process in left]
     assert code == 130
     assert not list(folder.glob("*.profile.safetensors"))
+
+
+def test_profile_goes_on_where_it_was_stopped(smollm2_short: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    command = [sys.executable, "-W", "ignore", "-m", "shplb", "profile", "--model-path", str(smollm2_short)]
+    command += ["--out", str(out), "--max-tokens", "1024", "--documents", "3", "--device", "cpu"]
+    command += ["--importance", "fisher", "--json"]
+
+    def done(count: int) -> Callable[[], bool]:
+        return lambda: len(list(tmp_path.rglob("*.done"))) >= count
+
+    code, left = interrupt(command, tmp_path, signal.SIGKILL, done(1))
+    assert (code, left) == (-signal.SIGKILL, [])
+    sums = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("document000.*sums*")}
+    assert len(sums) == 2  # of sampled rows, and of all rows
+    code, left = interrupt(command, tmp_path, signal.SIGINT, done(2))
+    assert (code, left) == (130, [])
+    said = (tmp_path / "interrupt.log").read_text()
+    assert "shplb: interrupted; the same command goes on after the last document that was done." in said
+    assert "Traceback" not in said
+    assert not out.exists()
+    assert {path: path.stat().st_mtime_ns for path in sums} == sums
+    last = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    report, profile = json.loads(last.stdout), HeadProfile.load(out)
+    assert report["documents"] == list(profile.documents)
+    assert len(profile.documents) == 3
+    assert profile.row_sampling is not None
+    assert profile.row_sampling.difference is not None
+    assert profile.row_sampling.difference.document == profile.documents[0]
+    assert 0 < profile.row_sampling.difference.recovery_mean < 0.05
+    assert profile.importance_method == "fisher, 3 documents of 1024 tokens, seed 0"
+    assert profile.importance.std() > 0.1
+    assert not list(tmp_path.rglob("*.done"))
 
 
 def test_interrupted_server(smollm2: Path, tmp_path: Path) -> None:

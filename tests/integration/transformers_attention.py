@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from shplb.kernels.selection import pool_tokens
+from shplb.kernels.curves import output_gram
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.profile import DENSITIES, HeadProfile
@@ -22,11 +22,12 @@ from shplb.sparsity import SparsityRule, query_block_size
 class PluggedModel:
     """A causal model whose prefill attention is dense, recorded, or sparse under a plan."""
 
-    def __init__(self, model_dir: Path, tokens: int) -> None:
+    def __init__(self, model_dir: Path, tokens: int, rule: SparsityRule | None = None) -> None:
+        """rule: by default that of serving, on contexts above 256 tokens."""
         AttentionInterface.register("shplb", self._attend)
         self.folder, self.tokens = model_dir, tokens
         self.shape = ModelShape.from_config(read_config(model_dir))
-        self.rule = SparsityRule(query_block=query_block_size(self.shape.head_dim), dense_below_tokens=256)
+        self.rule = rule or SparsityRule(query_block_size(self.shape.head_dim), dense_below_tokens=256)
         self.model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=torch.float32, attn_implementation="shplb"
         ).eval()
@@ -53,7 +54,8 @@ class PluggedModel:
     def profile(self, documents: list[list[int]]) -> HeadProfile:
         """Head curves, measured as the server's profiling backend measures them."""
         found = []
-        for token_ids in documents:
+        for index, token_ids in enumerate(documents):
+            self.document = f"document{index:03d}"
             self.sums = CurveSums.zeros(self.shape.num_layers, self.shape.num_qo_heads, len(self.request.lengths))
             self.nll(token_ids, None)
             found.append(self.sums)
@@ -99,13 +101,7 @@ class PluggedModel:
     def _record(
         self, module: Any, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
     ) -> None:
-        weight = module.o_proj.weight.detach().view(self.shape.hidden_size, -1, self.shape.head_dim)
-        grams = torch.einsum("ohd,ohe->hde", weight, weight)[None].expand(self.shape.num_layers, -1, -1, -1)
+        grams = output_gram(module.o_proj.weight, self.shape.head_dim)[None].expand(self.shape.num_layers, -1, -1, -1)
         recorder = CurveRecorder(self.request, self.folder, 0, grams)
-        keys, values, pooled = k.transpose(0, 1), v.transpose(0, 1), pool_tokens(k, 0, self.rule.score_stride)
-        for block in cut_query_blocks([0], [len(q)], self.rule.query_block):
-            bucket = self.request.bucket(block.end_row)
-            if bucket is not None:
-                rows = q[block.first_row : block.end_row]
-                curves = recorder._measure(layer, rows, keys, values, pooled, block, scaling)
-                self.sums.add(layer, bucket, *curves)
+        recorder.document, recorder.sums = self.document, self.sums
+        recorder.measure(layer, self.document, q, k, v, cut_query_blocks([0], [len(q)], self.rule.query_block), scaling)

@@ -2,6 +2,7 @@
 """Profiles and plans made of random numbers, for tests that need no model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,17 @@ def make_serving_plan(shape: ModelShape | None = None, seed: int = 0, **changes:
 def save_plan(path: Path, **changes: object) -> Path:
     make_serving_plan(**changes).save(path)  # type: ignore[arg-type]
     return path
+
+
+def assert_same(left: Any, right: Any) -> None:
+    """Two structs of one type are equal, field by field, arrays with their dtypes."""
+    for name in left.__struct_fields__:
+        a, b = getattr(left, name), getattr(right, name)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+        else:
+            assert a == b
 
 
 def is_one_sentence(message: object) -> bool:

@@ -46,6 +46,10 @@ _FORBIDDEN = {
     "planner.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "needed_density.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "agreement.py": ("profile", "sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
+    "row_sampling.py": ("profile", "sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "recording.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "assembly.py": ("sglang", "kernels", "hf", "cli", "show", "report", "calibration"),
+    "importance.py": ("sglang", "cli", "show", "report", "calibration"),
     "stability.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "show_stability.py": ("sglang", "kernels", "hf", "cli", "calibration"),
     "report/": ("sglang", "kernels", "hf", "cli", "calibration"),
@@ -125,6 +129,7 @@ def test_the_rules_name_what_exists() -> None:
     [
         "import shplb",
         "import shplb.plan, shplb.profile, shplb.planning, shplb.show, shplb.calibration, shplb.quickstart.run",
+        "import shplb.importance, shplb.assembly, shplb.commands.profile",
         "import shplb.commands.simulate, shplb.commands.doctor, shplb.commands.report, shplb.diagnosis",
         "import shplb.sglang.server_args, shplb.sglang.features, shplb.sglang.active_plan, shplb.sglang.plugin",
         "import sys; sys.argv = ['shplb', '--help']\nfrom shplb.cli import main\ntry: main()\nexcept SystemExit: pass",

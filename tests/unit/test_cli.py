@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from server_arguments import write_model
-from synthetic import make_profile, make_serving_plan, make_shape
+from synthetic import is_one_sentence, make_profile, make_serving_plan, make_shape
 
 from shplb import cli
+from shplb.commands.profile import fewer_documents, parse_lengths
 from shplb.plan import ServingPlan
 
 Run = Callable[..., tuple[int, str, str]]
@@ -107,6 +108,9 @@ _BAD: list[tuple[list[str], str]] = [
     ([*_PROFILE, "--tp", "3"], "divisor of the model's 4 KV heads"),
     ([*_PROFILE, "--tp", "0"], "divisor of the model's 4 KV heads"),
     ([*_PROFILE[:-1], "tpu"], "--device is tpu"),
+    ([*_PROFILE, "--row-sampling", "0"], "--row-sampling is 0, expected 1"),
+    ([*_PROFILE, "--row-sampling", "9"], "--row-sampling is 9, expected 1"),
+    ([*_PROFILE, "--importance", "hessian"], "--importance is hessian, expected none or fisher"),
     (["simulate", "{}/plan"], "neither TRACE nor --synthetic"),
     (["simulate", "{}/plan", "{}/missing"], "can't be read"),
     (["simulate", "{}/plan", "--tp", "3", "--synthetic", "requests=1,rate=1,input=4096"], "can't be placed on 3"),
@@ -198,6 +202,13 @@ def test_interrupt_is_quiet(shplb: Run, monkeypatch: pytest.MonkeyPatch) -> None
     assert shplb() == (130, "", "")
 
 
+@pytest.mark.parametrize("texts", [None, Path("mine")])
+def test_fewer_documents_than_asked_for(texts: Path | None) -> None:
+    message = fewer_documents(10, 12, 65536, texts)
+    assert is_one_sentence(message.replace(": ", "; "))
+    assert "10 documents of 65536 tokens, not 12" in message
+
+
 def test_lengths() -> None:
-    assert cli.parse_lengths("4096,1024,1024") == (1024, 4096)
-    assert cli.parse_lengths("7") == (7,)
+    assert parse_lengths("4096,1024,1024") == (1024, 4096)
+    assert parse_lengths("7") == (7,)

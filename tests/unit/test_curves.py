@@ -4,7 +4,7 @@
 import torch
 from oracle import masked_attention
 
-from shplb.kernels.curves import block_curves, page_partials
+from shplb.kernels.curves import block_curves, block_sensitivity, page_partials
 
 
 def test_curves_equal_direct_computation() -> None:
@@ -20,6 +20,8 @@ def test_curves_equal_direct_computation() -> None:
     counts = [2, 3, 6]
     gram = torch.einsum("hod,hoe->hde", weight, weight)
     recovery, error = block_curves(mass.flatten(0, 1), partial.flatten(0, 1), order, counts, gram)
+    gradient = torch.randn(kv_heads * group, end - first, dim, generator=generator)
+    loss = block_sensitivity(mass.flatten(0, 1), partial.flatten(0, 1), order, counts, gradient)
     for head in range(4):
         query, keys, values = q.flatten(0, 1)[head], k[head // group], v[head // group]
         dense = masked_attention(query, keys, values, first, list(range(6)), dim**-0.5)
@@ -28,6 +30,8 @@ def test_curves_equal_direct_computation() -> None:
             sparse = masked_attention(query, keys, values, first, pages, dim**-0.5)
             direct = ((sparse - dense) @ weight[head].double().T).pow(2).sum()
             torch.testing.assert_close(error[head, point], direct, rtol=1e-3, atol=1e-4)
+            change = ((sparse - dense) * gradient[head].double()).sum(dim=1).pow(2).sum()
+            torch.testing.assert_close(loss[head, point], change, rtol=1e-3, atol=1e-5)
             logits = (query.double() @ keys.double().T * dim**-0.5).masked_fill(
                 torch.arange(end)[None] > torch.arange(first, end)[:, None], float("-inf")
             )

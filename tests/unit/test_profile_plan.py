@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from synthetic import LENGTHS, is_one_sentence, make_profile, make_serving_plan, make_shape
+from synthetic import LENGTHS, assert_same, is_one_sentence, make_profile, make_serving_plan, make_shape
 
 from shplb.allocation import allocate_apart
 from shplb.container import FileFormatError
@@ -18,16 +18,6 @@ from shplb.plan import ServingPlan, expand_groups
 from shplb.planning import PlanningError, count_bound, make_plan
 from shplb.profile import HeadProfile
 from shplb.sparsity import SparsityRule
-
-
-def assert_same(left: Any, right: Any) -> None:
-    for name in left.__struct_fields__:
-        a, b = getattr(left, name), getattr(right, name)
-        if isinstance(a, np.ndarray):
-            assert a.dtype == b.dtype
-            np.testing.assert_array_equal(a, b)
-        else:
-            assert a == b
 
 
 def refused(path: Path, load: Callable[[Path], object]) -> str:
@@ -99,6 +89,9 @@ _BAD_PROFILES: list[tuple[str, np.ndarray]] = [
     ("recovery", _PROFILE.recovery[..., ::-1].copy()),
     ("error", _PROFILE.recovery),
     ("error", _PROFILE.error[..., ::-1].copy()),
+    ("importance", put(_PROFILE.importance, -1.0, (0, 0))),
+    ("importance", put(_PROFILE.importance, math.nan, (0, 0))),
+    ("importance", 2 * _PROFILE.importance),
 ]
 
 

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from shplb.texts import (
     DOMAINS,
@@ -95,11 +96,31 @@ def test_limit_takes_domains_in_turn_and_domains_choose() -> None:
     assert {d.domain for d in held_out_documents(64, words, domains=["code"])} == {"code"}
 
 
-def test_long_documents_go_on_in_the_same_domain() -> None:
-    documents = calibration_documents(100_000, words, domains=["prose", "manual"])
-    assert all(len(d.token_ids) == 100_000 for d in documents)
+def test_long_documents_go_on_in_the_same_domain_and_share_nothing() -> None:
+    documents = calibration_documents(60_000, words, domains=["prose", "manual"])
+    assert all(len(d.token_ids) == 60_000 for d in documents)
+    assert [d.domain for d in documents] == ["prose", "manual", "prose"]  # of 4 and 3 texts of about 43000 tokens
+    passages = [{p for p in plain(d.token_ids).split("\n\n") if len(p) > 200} for d in documents]
+    assert all(len(each) > 100 for each in passages)
+    assert len(set.union(*passages)) == sum(map(len, passages))
+
+
+def test_domains_that_are_too_short_are_left_out() -> None:
+    domains = [d.domain for d in calibration_documents(100_000, words)]
+    assert domains == ["prose", "code", "manual", *["retrieval"] * 4]  # dialogue holds 78000
+    assert {d.domain for d in calibration_documents(150_000, words)} == {"prose", "retrieval"}
     with pytest.raises(ValueError, match=r"num_tokens is 1000000, but the shipped held_out texts of domain dialogue"):
         held_out_documents(1_000_000, words, domains=["dialogue"])
+    with pytest.raises(ValueError, match=r"of domain prose, code, manual, dialogue, retrieval hold fewer"):
+        calibration_documents(1_000_000, words)
+
+
+@pytest.mark.parametrize("num_tokens", [1024, 3072, 8192, 32768])
+def test_twelve_documents_of_all_domains_at_usual_lengths(smollm2: Path, num_tokens: int) -> None:
+    documents = calibration_documents(num_tokens, AutoTokenizer.from_pretrained(smollm2), limit=12)
+    assert [len(d.token_ids) for d in documents] == [num_tokens] * 12
+    assert len({d.name for d in documents}) == 12
+    assert {d.domain for d in documents} == set(DOMAINS)
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,31 @@ def block_curves(
     delta = kept - partial.sum(dim=2)[:, :, None, :]
     error = torch.einsum("hrkd,hde,hrke->hk", delta, gram, delta).clamp_min(0.0)
     return recovered.double().sum(dim=1), error.double()
+
+
+def output_gram(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """``W^T W`` of every head's slice of an o_proj weight [hidden_size, num_heads * head_dim].
+
+    The squared norm of ``delta @ W^T`` is then ``delta^T (W^T W) delta``, without the hidden size in it.
+    Returns float32 [num_heads, head_dim, head_dim].
+    """
+    heads = weight.detach().float().view(weight.shape[0], -1, head_dim)
+    return torch.einsum("ohd,ohe->hde", heads, heads)
+
+
+def block_sensitivity(
+    mass: torch.Tensor, partial: torch.Tensor, order: torch.Tensor, counts: list[int], gradient: torch.Tensor
+) -> torch.Tensor:
+    """Sum over rows of ``(gradient . delta)^2``, delta the head's output with the first pages of ``order`` minus dense.
+
+    Arguments as for :func:`block_curves`; gradient: float32 [num_heads, num_rows, head_dim], of a loss with respect to
+    the head's output. Only the slope of every page is needed, so the head dimension is gone before points come in.
+    Returns float64 [num_heads, num_points].
+    """
+    rank = torch.argsort(order, dim=-1)
+    limits = torch.tensor(counts, device=mass.device)
+    member = (rank[:, None, :] < limits[None, :, None]).to(mass.dtype)
+    slopes = torch.einsum("hrpd,hrd->hrp", partial, gradient)
+    recovered = torch.einsum("hrp,hkp->hrk", mass, member).clamp_min(1e-30)
+    change = torch.einsum("hrp,hkp->hrk", slopes, member) / recovered - slopes.sum(dim=2)[..., None]
+    return change.double().pow(2).sum(dim=1)

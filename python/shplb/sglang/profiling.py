@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from shplb.kernels.curves import block_curves, page_partials
-from shplb.kernels.selection import page_scores, pool_tokens, rank_pages
-from shplb.profile import DENSITIES
-from shplb.recording import CurveSums, ProfileRequest
+from shplb.kernels.block_measurement import BlockMeasurement
+from shplb.kernels.curves import output_gram
+from shplb.kernels.selection import pool_tokens
+from shplb.recording import CurveSums, ProfileRequest, exact_name
+from shplb.row_sampling import sampled_rows
 from shplb.sglang.metadata import QueryBlock, cut_query_blocks
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sglang.tokens import token_slots
-from shplb.sparsity import SparsityRule, num_pages
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ class CurveRecorder:
     def __init__(self, request: ProfileRequest, folder: Path, rank: int, grams: torch.Tensor) -> None:
         """grams: float32 [num_layers, local_qo_heads, head_dim, head_dim]."""
         self.request, self.folder, self.rank, self.grams = request, folder, rank, grams
-        self.sums: dict[str, CurveSums] = {}
+        self.document = ""
+        self.sums: CurveSums | None = None
+        self.exact: CurveSums | None = None
 
     def record(
         self,
@@ -89,57 +91,65 @@ class CurveRecorder:
         for index, rid in enumerate(rids):
             if not self.request.owns(rid):
                 continue
-            k, v = k_pool[slots[index]], v_pool[slots[index]]
-            keys, values = k.float().transpose(0, 1), v.float().transpose(0, 1)
-            pooled = pool_tokens(k, 0, self.request.rule.score_stride)
-            for block in (block for block in blocks if block.request == index):
-                bucket = self.request.bucket(block.end_row)
-                if bucket is None:
-                    continue
-                rows = slice(block.offset, block.offset + block.end_row - block.first_row)
-                curves = self._measure(layer, q[rows], keys, values, pooled, block, sm_scale)
-                self._sums(rid, q.shape[1]).add(layer, bucket, *curves)
-            if layer == len(self.grams) - 1 and rid in self.sums:
-                self.sums[rid].save(self.folder, rid, self.rank)
+            mine = [block for block in blocks if block.request == index]
+            self.measure(layer, rid, q, k_pool[slots[index]], v_pool[slots[index]], mine, sm_scale)
+            if layer == len(self.grams) - 1:
+                self._save()
 
-    def _sums(self, rid: str, heads: int) -> CurveSums:
-        if rid not in self.sums:
-            self.sums = {rid: CurveSums.zeros(len(self.grams), heads, len(self.request.lengths))}
-        return self.sums[rid]
-
-    def _measure(
+    def measure(
         self,
         layer: int,
+        document: str,
         q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        pooled: torch.Tensor,
-        block: QueryBlock,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        blocks: list[QueryBlock],
         sm_scale: float,
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """(recovery sums, error sums, rows) of a block, from every ``row_stride``-th row."""
-        rule: SparsityRule = self.request.rule
-        order = rank_pages(
-            page_scores(q, pooled, block.first_row, sm_scale, rule), block.first_row, block.end_row, rule
+    ) -> None:
+        """Add one layer's blocks of a document; q: [num_tokens, local_qo_heads, head_dim] as ``blocks`` index it; k, v:
+        [seq_len, local_kv_heads, head_dim] of its tokens so far.
+        """
+        if document != self.document:
+            shape = (len(self.grams), q.shape[1], len(self.request.lengths))
+            self.document, self.sums = document, CurveSums.zeros(*shape)
+            self.exact = CurveSums.zeros(*shape) if document == self.request.exact_document else None
+        keys, values = k.float().transpose(0, 1), v.float().transpose(0, 1)
+        pooled = pool_tokens(k, 0, self.request.rule.score_stride)
+        for block in blocks:
+            bucket = self.request.bucket(block.end_row)
+            if bucket is not None:
+                rows = q[block.offset : block.offset + block.end_row - block.first_row]
+                found = BlockMeasurement(rows, keys, values, pooled, block.first_row, sm_scale, self.request.rule)
+                self._add(layer, bucket, block, found)
+
+    def _add(self, layer: int, bucket: int, block: QueryBlock, found: BlockMeasurement) -> None:
+        request, device, gram = self.request, found.q.device, self.grams[layer].to(found.q.device)
+        chosen = sampled_rows(
+            block.first_row,
+            block.end_row,
+            every=request.row_sampling,
+            seed=request.seed,
+            document=self.document,
+            layer=layer,
         )
-        rows = torch.arange(block.first_row, block.end_row, device=q.device)[:: self.request.row_stride]
-        sampled = q[:: self.request.row_stride].float().transpose(0, 1)
-        grouped = sampled.reshape(keys.shape[0], -1, *sampled.shape[1:])
-        mass, partial = page_partials(grouped, keys[:, : block.end_row], values[:, : block.end_row], rows, sm_scale)
-        visible, forced = num_pages(block.end_row), rule.num_forced(block.first_row, block.end_row)
-        least = min(max(forced, rule.floor_pages), visible)
-        counts = [min(max(-int(-density * visible // 1), least), visible) for density in DENSITIES]
-        recovery, error = block_curves(
-            mass.flatten(0, 1), partial.flatten(0, 1), order, counts, self.grams[layer].to(q.device)
-        )
-        return recovery.cpu().numpy(), error.cpu().numpy(), len(rows)
+        recovery, error = (part.cpu().numpy() for part in found.curves(torch.from_numpy(chosen).to(device), gram))
+        assert self.sums is not None
+        self.sums.add(layer, bucket, recovery, error, len(chosen))
+        if self.exact is None or not request.is_exact(layer):
+            return
+        others = np.setdiff1d(np.arange(block.first_row, block.end_row), chosen)
+        rest = [part.cpu().numpy() for part in found.curves(torch.from_numpy(others).to(device), gram)]
+        self.exact.add(layer, bucket, recovery + rest[0], error + rest[1], len(chosen) + len(others))
+
+    def _save(self) -> None:
+        if self.sums is not None:
+            self.sums.save(self.folder, self.document, self.rank)
+        if self.exact is not None:
+            self.exact.save(self.folder, exact_name(self.document), self.rank)
 
 
 def output_grams(runner: Any) -> torch.Tensor:
-    """``W^T W`` of every local head's slice of o_proj, float32 [num_layers, local_qo_heads, head_dim, head_dim].
-
-    The squared norm of ``delta @ W^T`` is then ``delta^T (W^T W) delta``, without the hidden size in it.
-    """
+    """``output_gram`` of every layer's local heads: float32 [num_layers, local_qo_heads, head_dim, head_dim]."""
     grams = []
     head_dim = runner.model_config.head_dim
     for index, layer in enumerate(runner.model.model.layers):
@@ -148,6 +158,5 @@ def output_grams(runner: Any) -> torch.Tensor:
             raise StartRefusedError("o_proj is repacked for AMX here; profile in float32, or on a GPU.")
         if not torch.is_floating_point(weight) or weight.dim() != 2 or weight.shape[1] % head_dim:
             raise StartRefusedError(f"o_proj of layer {index} is not a float matrix; profile unquantised weights.")
-        heads = weight.detach().float().view(weight.shape[0], -1, head_dim)
-        grams.append(torch.einsum("ohd,ohe->hde", heads, heads))
+        grams.append(output_gram(weight, head_dim))
     return torch.stack(grams)

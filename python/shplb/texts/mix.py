@@ -2,13 +2,14 @@
 """Documents of exact length, mixed over the domains of one split."""
 
 import random
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from shplb.texts.document import Document
 from shplb.texts.encoding import Encoder, encode_text
 from shplb.texts.library import DOMAINS, Source, Split, source_text, sources_of
-from shplb.texts.retrieval import retrieval_documents
+from shplb.texts.retrieval import FillerTooShortError, retrieval_documents
 
 # Retrieval documents can be made without end; these keep their share of a mix close to that of the other domains.
 _NUM_RETRIEVAL = {"calibration": 4, "held_out": 2}
@@ -30,8 +31,11 @@ def calibration_documents(
     retrieval documents carry no chat template). domains: subset of ``DOMAINS``, default all. limit: at most so many,
     taken in turn from each domain. seed: where in its text a document starts, and the facts of retrieval documents.
 
-    A document longer than its text goes on in other texts of the same domain and split. Raises ValueError for a bad
-    argument, and when a whole domain has fewer than ``num_tokens`` tokens.
+    Texts shorter than a document are joined with others of the same domain, and no passage is in two documents, which
+    would agree with each other for no good reason. So there are fewer documents the longer they are, and none of a
+    domain with fewer than ``num_tokens`` tokens. Retrieval documents share filler, but not facts and their places.
+
+    Raises ValueError for a bad argument, and when no domain has ``num_tokens`` tokens.
     """
     return _documents("calibration", num_tokens, tokenizer_encode, domains, limit, seed)
 
@@ -62,25 +66,53 @@ def _documents(
     unknown = [domain for domain in chosen if domain not in DOMAINS]
     if unknown or not chosen:
         raise ValueError(f"domains is {list(chosen)}, expected one or more of {', '.join(DOMAINS)}")
-    sizes = [_NUM_RETRIEVAL[split] if domain == "retrieval" else len(sources_of(split, domain)) for domain in chosen]
-    # In turn over the domains, so that a small limit still sees all kinds of text.
-    rounds = zip_longest(*([(domain, i) for i in range(size)] for domain, size in zip(chosen, sizes, strict=True)))
-    order = [pick for picks in rounds for pick in picks if pick is not None][:limit]
-    return [_document(split, domain, i, num_tokens, encoder, seed) for domain, i in order]
+    streams = [_domain_documents(split, domain, num_tokens, encoder, seed) for domain in chosen]
+    documents = list(islice(_in_turn(streams), limit))
+    if not documents:
+        raise ValueError(
+            f"num_tokens is {num_tokens}, but the shipped {split} texts of domain {', '.join(chosen)} hold fewer; "
+            "ask for fewer tokens or give longer texts of your own"
+        )
+    return documents
 
 
-def _document(split: Split, domain: str, index: int, num_tokens: int, encoder: Encoder, seed: int) -> Document:
+def _in_turn(streams: Sequence[Iterator[Document]]) -> Iterator[Document]:
+    """Yield one document of each stream after the other, so that a small limit still sees all kinds of text."""
+    waiting = deque(streams)
+    while waiting:
+        stream = waiting.popleft()
+        if (document := next(stream, None)) is not None:
+            yield document
+            waiting.append(stream)
+
+
+def _domain_documents(split: Split, domain: str, num_tokens: int, encoder: Encoder, seed: int) -> Iterator[Document]:
+    """Yield the documents of one domain, no passage in two of them; none where the domain holds too few tokens."""
     if domain == "retrieval":
-        return retrieval_documents(num_tokens, encoder, indexes=[index], seed=seed, split=split)[0]
-    sources = sources_of(split, domain)
-    source = sources[index]
+        for index in range(_NUM_RETRIEVAL[split]):
+            try:
+                yield from retrieval_documents(num_tokens, encoder, indexes=[index], seed=seed, split=split)
+            except FillerTooShortError:
+                return
+        return
+    short: list[Source] = []
+    for source in sources_of(split, domain):
+        document = _one_text(source, num_tokens, encoder, seed)
+        if document is None:
+            short.append(source)
+        else:
+            yield document
+    yield from _joined_texts(short, num_tokens, encoder)
+
+
+def _one_text(source: Source, num_tokens: int, encoder: Encoder, seed: int) -> Document | None:
+    """Return a document out of one text, None where the text is too short."""
     text = source_text(source.name)
     start = _start(source, text, num_tokens, seed)
-    end = start + _MAX_CHARACTERS_PER_TOKEN * num_tokens
-    token_ids = encode_text(encoder, text[start:end])
+    token_ids = encode_text(encoder, text[start : start + _MAX_CHARACTERS_PER_TOKEN * num_tokens])
     if len(token_ids) < num_tokens:
-        start, token_ids = 0, _joined_tokens(sources, index, num_tokens, encoder)
-    return Document(name=f"{source.name}@{start}", domain=domain, token_ids=token_ids[:num_tokens])
+        return None
+    return Document(name=f"{source.name}@{start}", domain=source.domain, token_ids=token_ids[:num_tokens])
 
 
 def _start(source: Source, text: str, num_tokens: int, seed: int) -> int:
@@ -91,14 +123,13 @@ def _start(source: Source, text: str, num_tokens: int, seed: int) -> int:
     return text.rfind("\n\n", 0, wanted) + 2 if "\n\n" in text[:wanted] else 0
 
 
-def _joined_tokens(sources: tuple[Source, ...], index: int, num_tokens: int, encoder: Encoder) -> list[int]:
-    """Return at least ``num_tokens`` tokens of text ``index`` and those after it, each text at most once."""
+def _joined_texts(short: Sequence[Source], num_tokens: int, encoder: Encoder) -> Iterator[Document]:
+    """Yield documents of whole texts in a row, each text in one document; what is left at the end is dropped."""
+    names: list[str] = []
     token_ids: list[int] = []
-    for source in sources[index:] + sources[:index]:
+    for source in short:
+        names.append(source.name)
         token_ids += encode_text(encoder, source_text(source.name))
         if len(token_ids) >= num_tokens:
-            return token_ids
-    raise ValueError(
-        f"num_tokens is {num_tokens}, but the shipped {sources[0].split} texts of domain {sources[0].domain} hold only "
-        f"{len(token_ids)} tokens; ask for fewer or give longer texts of your own"
-    )
+            yield Document(name=f"{names[0]}@0", domain=source.domain, token_ids=token_ids[:num_tokens])
+            names, token_ids = [], []

@@ -19,6 +19,10 @@ from shplb.texts.retrieval_facts import WORDING, Wording
 _NUM_DISTRACTORS = 2
 
 
+class FillerTooShortError(ValueError):
+    """A retrieval prompt longer than all prose of its split."""
+
+
 class RetrievalPrompt(msgspec.Struct, frozen=True):
     """A question about one fact in a long text.
 
@@ -144,7 +148,7 @@ def _fit(
     # Bounds that hold for nearly all text keep the search from tokenising a whole novel.
     low, high = 0, min(words_before[-1], num_tokens)
     if len(build(high)[1]) <= num_tokens:
-        raise ValueError(f"{num_tokens} tokens are more than the filler text of a retrieval prompt holds")
+        raise FillerTooShortError(f"{num_tokens} tokens are more than the filler text of a retrieval prompt holds")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if len(build(middle)[1]) <= num_tokens else (low, middle)
