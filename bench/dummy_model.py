@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from shplb.allocation import placed_order
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
-from shplb.planning import check_tp_size, placed_order
+from shplb.planning import check_tp_size
 from shplb.sparsity import SparsityRule, query_block_size
 
 _LLAMA31_ROPE = {

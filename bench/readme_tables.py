@@ -65,8 +65,9 @@ def _ttft_ms(row: dict[str, Any]) -> float:
 def attention_table(result: dict[str, Any]) -> str:
     """One layer's attention: dense, ours, and what ours would be without the balance inside the GPU."""
     lines = [
-        f"| one layer, 16 query and 4 KV heads, {result['device']} | density | attention | page selection | TFLOP/s |",
-        "|---|---|---|---|---|",
+        f"| one layer, 16 query and 4 KV heads, {result['device']} | density | attention | page selection | together "
+        "| TFLOP/s |",
+        "|---|---|---|---|---|---|",
     ]
     for row in result["results"]:
         step, length = row["step"].split("-", 1)
@@ -74,8 +75,8 @@ def attention_table(result: dict[str, Any]) -> str:
         if row["step"] not in _STEPS or "note" in row or "KV group" in row["variant"]:
             continue
         attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
-        select = f"{row['select_ms']:.2f} ms" if "select_ms" in row else ""
-        cells = (f"{where}: {row['variant']}", f"{row['density']:.3g}", attention, select, f"{row['tflops']:.0f}")
+        select, both = (f"{row[key]:.2f} ms" if "select_ms" in row else "" for key in ("select_ms", "ms"))
+        cells = (f"{where}: {row['variant']}", f"{row['density']:.3g}", attention, select, both, f"{row['tflops']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

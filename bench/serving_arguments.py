@@ -58,6 +58,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=20260310)
     parser.add_argument("--sparse-from", type=int, help="prompt tokens from which S-HPLB must take its sparse path")
     parser.add_argument("--server-arg", action="append", default=[], help="for every server, e.g. =--mem-fraction=0.8")
+    parser.add_argument(
+        "--warm-machine",
+        action="store_true",
+        help="start the first server once before: the first one on a fresh machine answers short prompts more slowly",
+    )
     parser.add_argument("--timeout-s", type=float, default=900.0, help="for a server to start, and for every point")
     parser.add_argument("--work", type=Path, default=Path(".cache/bench_serving"), help="folder for logs and plans")
     parser.add_argument("--out", type=Path, default=Path("bench/results/serving.json"))

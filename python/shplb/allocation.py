@@ -47,7 +47,7 @@ class LengthProblem:
 
 
 def length_problems(profile: HeadProfile, density: float, objective: Objective) -> list[LengthProblem]:
-    """One problem per profiled length, shortest first; total density at least the floor, error weighed by importance."""
+    """One problem per profiled length, shortest first; density at least the floor, error weighed by importance."""
     by_error = objective == "min_error"
     curves = np.clip(profile.mean_curves("error" if by_error else "recovery"), 0.0, None if by_error else 1.0)
     if by_error:

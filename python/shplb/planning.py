@@ -10,7 +10,6 @@ import msgspec
 from shplb.allocation import Allocation, allocate_apart
 from shplb.allocation_together import allocate_together
 from shplb.budget import Objective, Scope
-from shplb.container import content_hash
 from shplb.model import ModelShape
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
@@ -54,8 +53,7 @@ class PlanMaker:
 
     @cached_property
     def _profile_hash(self) -> str:
-        names = ("error", "recovery", "importance")
-        return content_hash({name: getattr(self.profile, name) for name in names}, {})
+        return self.profile.curves_hash
 
     def allocate(self, density: float) -> Allocation:
         """Budgets and placement; PlanningError where ``density`` is not in (0, 1]."""

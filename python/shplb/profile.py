@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from shplb.container import FileFormatError, load_container, require_array, save_container
+from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
 from shplb.model import Fingerprint, ModelShape
 from shplb.row_sampling import RowSampling
 from shplb.sparsity import SparsityRule
@@ -69,6 +69,13 @@ class HeadProfile(msgspec.Struct, frozen=True):
         weights = self.rows.astype(np.float64)
         weights = weights / np.maximum(weights.sum(axis=0), 1.0)
         return np.asarray(np.einsum("dn,dlhnp->lhnp", weights, getattr(self, name).astype(np.float64)))
+
+    @property
+    def curves_hash(self) -> str:
+        """sha256 (hex) of all that budgets are made from; equal weights don't count, as in files from before them."""
+        weighed = bool(np.any(self.importance != 1.0))
+        names = ("error", "recovery", "importance") if weighed else ("error", "recovery")
+        return content_hash({name: getattr(self, name) for name in names}, {})
 
     @property
     def inert(self) -> np.ndarray:

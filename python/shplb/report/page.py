@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from shplb.container import content_hash, write_atomically
+from shplb.container import write_atomically
 from shplb.model import ModelShape
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
@@ -143,7 +143,7 @@ def _notes(plan: ServingPlan, profile: HeadProfile | None) -> list[str]:
     if profile is None:
         return ["No profile was given: needed densities, curves and stability are left out."]
     # The hash that planning puts into a plan.
-    if plan.profile_hash != content_hash({"error": profile.error, "recovery": profile.recovery}, {}):
+    if plan.profile_hash != profile.curves_hash:
         return ["The profile shown is of this model, but not the one that the plan was made from."]
     return []
 
