@@ -3,6 +3,7 @@
 
 import hashlib
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from shplb.assembly import mean_arrays, measured_sampling, read_sums
 from shplb.container import FileFormatError
-from shplb.errors import CalibrationError
+from shplb.errors import CalibrationError, CalibrationTimeoutError
 from shplb.importance import fisher_importance, measure_sensitivity
 from shplb.locking import locked
 from shplb.model import ModelShape, fingerprint, read_config
@@ -220,7 +221,15 @@ def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_docume
 
 
 def calibrate(
-    model_dir: Path, *, tp_size: int, density: float, plan_path: Path, device: str, dtype: str, max_tokens: int
+    model_dir: Path,
+    *,
+    tp_size: int,
+    density: float,
+    plan_path: Path,
+    device: str,
+    dtype: str,
+    max_tokens: int,
+    timeout_s: float,
 ) -> None:
     """Profile and plan in processes of their own, so that the server that waits for the plan starts clean.
 
@@ -228,16 +237,18 @@ def calibrate(
 
     Raises:
         CalibrationError: one of the two commands failed; its own message is on stderr.
+        CalibrationTimeoutError: they take longer than ``timeout_s``, from when no other server makes the same plan.
     """
     profile_path = plan_path.with_name(plan_path.name.split("-tp")[0] + ".profile.safetensors")
     make_profile = ["profile", "--model-path", str(model_dir), "--out", str(profile_path), "--device", device]
     make_profile += ["--tp", str(tp_size), "--dtype", dtype, "--max-tokens", str(max_tokens)]
     make_plan = ["plan", str(profile_path), "--tp", str(tp_size), "--density", str(density), "--out", str(plan_path)]
     with locked(plan_path.with_name(f".{profile_path.name}.lock")):
+        deadline = time.monotonic() + timeout_s
         if not is_readable(HeadProfile, profile_path):
-            _run(make_profile)
+            _run(make_profile, deadline)
         if not is_readable(ServingPlan, plan_path):
-            _run(make_plan)
+            _run(make_plan, deadline)
 
 
 def is_readable(kind: type[HeadProfile] | type[ServingPlan], path: Path) -> bool:
@@ -249,9 +260,12 @@ def is_readable(kind: type[HeadProfile] | type[ServingPlan], path: Path) -> bool
     return True
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str], deadline: float) -> None:
+    command = f"`shplb {' '.join(arguments)}`"
     with ManagedProcess([sys.executable, "-m", "shplb", *arguments], log=None) as child:
-        if child.wait():
-            raise CalibrationError(
-                f"`shplb {' '.join(arguments)}` failed; see its message above, or give --shplb-plan."
-            )
+        try:
+            failed = child.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            raise CalibrationTimeoutError(f"{command} was not done in time.") from None
+        if failed:
+            raise CalibrationError(f"{command} failed; see its message above, or give --shplb-plan.")

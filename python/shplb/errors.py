@@ -8,3 +8,7 @@ class UserError(RuntimeError):
 
 class CalibrationError(UserError):
     """A profile that can't be made; the message is one sentence."""
+
+
+class CalibrationTimeoutError(CalibrationError):
+    """It takes longer than it may; finished documents are kept for the next time."""

@@ -75,8 +75,9 @@ class ManagedProcess:
     def returncode(self) -> int | None:
         return self.process.poll()
 
-    def wait(self) -> int:
-        return self.process.wait()
+    def wait(self, timeout_s: float | None = None) -> int:
+        """subprocess.TimeoutExpired if it runs longer."""
+        return self.process.wait(timeout_s)
 
     def stop(self) -> None:
         """SIGTERM to the group, then SIGKILL to whatever is left after a grace period or a second Ctrl-C."""

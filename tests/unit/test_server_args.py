@@ -18,7 +18,6 @@ pytest.importorskip("sglang")
 
 from server_arguments import plan_of, refusal, server_args, write_model
 
-from shplb.model import fingerprint
 from shplb.recording import ProfileRequest
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import SparsityRule
@@ -264,24 +263,6 @@ def test_density_out_of_range(llama: Path, density: float) -> None:
 
 def test_density_beside_a_plan(llama: Path, llama_plan: str) -> None:
     assert "--shplb-density" in refusal(llama, shplb_plan=llama_plan, shplb_density=0.5)
-
-
-def test_cached_plan_and_failed_calibration(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shplb import calibration
-    from shplb.sglang.active_plan import cached_plan_path
-
-    monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
-
-    def fail(*args: object, **options: object) -> None:
-        raise calibration.CalibrationError("calibration said no.")
-
-    monkeypatch.setattr(calibration, "calibrate", fail)
-    assert "calibration said no" in refusal(llama, shplb_density=0.5)
-    path = cached_plan_path(fingerprint(llama), 1, 0.5)
-    plan_of(llama).save(path)
-    args = server_args(llama, shplb_density=0.5)
-    assert args.shplb_plan == dataclasses.replace(args).shplb_plan == str(path)
-    refusal(llama, shplb_density=0.25)
 
 
 @pytest.mark.server

@@ -13,6 +13,7 @@ from shplb.sglang.refusal import StartRefusedError
 PATH = "SHPLB_PATH"
 KERNEL = "SHPLB_KERNEL"
 SAMPLE_EVERY = "SHPLB_SAMPLE_EVERY"
+CALIBRATION_S = "SHPLB_CALIBRATION_S"
 
 PathName = Literal["auto", "sparse"]
 KernelName = Literal["auto", "sm90", "public"]
@@ -32,19 +33,30 @@ class Environment(NamedTuple):
         path: ``auto``: as predicted to be fastest; ``sparse``: ours wherever more than one token is new.
         kernel: of FlashInfer, ``auto`` by GPU.
         sample_every: sparse steps from one whose attention is timed to the next, 0 for never.
+        calibration_s: seconds that making a plan at start may take.
     """
 
     path: PathName = "auto"
     kernel: KernelName = "auto"
     sample_every: int = 0
+    calibration_s: int = 1800
 
     @classmethod
     def read(cls) -> "Environment":
         """StartRefusedError in one sentence for a value that is not valid."""
-        every = os.environ.get(SAMPLE_EVERY) or "0"
-        if not (every.isascii() and every.isdecimal()):
-            raise StartRefusedError(f"{SAMPLE_EVERY} is {every}, expected a number of steps, or 0 for no sampling.")
-        return cls(_choice(PATH, get_args(PathName)), _choice(KERNEL, get_args(KernelName)), int(every))
+        return cls(
+            _choice(PATH, get_args(PathName)),
+            _choice(KERNEL, get_args(KernelName)),
+            _number(SAMPLE_EVERY, cls._field_defaults["sample_every"], "steps, or 0 for no sampling"),
+            _number(CALIBRATION_S, cls._field_defaults["calibration_s"], "seconds"),
+        )
+
+
+def _number(variable: str, default: int, unit: str) -> int:
+    value = os.environ.get(variable) or str(default)
+    if not (value.isascii() and value.isdecimal()):
+        raise StartRefusedError(f"{variable} is {value}, expected a number of {unit}.")
+    return int(value)
 
 
 def _choice[Name: str](variable: str, choices: tuple[Name, ...]) -> Name:

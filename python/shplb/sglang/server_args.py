@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the patched ``ServerArgs.__post_init__`` calls: defaults before SGLang resolves them, checks after."""
 
+import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shplb.errors import UserError
+from shplb.errors import CalibrationTimeoutError, UserError
 from shplb.model import Fingerprint
 from shplb.plan import ServingPlan
 from shplb.recording import ProfileRequest
@@ -19,11 +20,13 @@ from shplb.sglang.active_plan import (
     load_plan,
     local_model_dir,
 )
-from shplb.sglang.environment import Environment
+from shplb.sglang.environment import CALIBRATION_S, Environment
 from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
+
+logger = logging.getLogger(__name__)
 
 _CALIBRATION_TOKENS = 8192
 # What may be wrapped, by device; the first is what we take on a CPU and advise elsewhere.
@@ -79,7 +82,8 @@ def check_supported(args: Any) -> None:
         _check_profiling(args, config)
         return
     _check_trace_folder(args.shplb_trace)
-    _choose_plan(args, identity)
+    if not _choose_plan(args, identity):
+        return
     # A second engine in this process may come after the file was made again.
     load_plan.cache_clear()
     plan = load_plan(args.shplb_plan)
@@ -137,8 +141,11 @@ def _check_trace_folder(folder: str | None) -> None:
         raise StartRefusedError(f"--shplb-trace {folder} can't be written to; give another folder.")
 
 
-def _choose_plan(args: Any, identity: Fingerprint) -> None:
-    """Set ``args.shplb_plan``: the file given, else the cached plan of this model, made first where there is none."""
+def _choose_plan(args: Any, identity: Fingerprint) -> bool:
+    """Set ``args.shplb_plan``: the file given, else the cached plan of this model, made first where there is none.
+
+    False where that takes too long: then the server starts as stock, with a warning.
+    """
     density = DEFAULT_DENSITY if args.shplb_density is None else args.shplb_density
     if not 0.0 < density <= 1.0:
         raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
@@ -147,9 +154,18 @@ def _choose_plan(args: Any, identity: Fingerprint) -> None:
         # Equal to the cached one where SGLang copies arguments that were resolved before.
         if args.shplb_density is not None and args.shplb_plan != str(path):
             raise StartRefusedError("--shplb-density has no effect on --shplb-plan, which holds its own; drop one.")
-        return
-    _make_plan(args, density, path)
+        return True
+    try:
+        _make_plan(args, density, path)
+    except CalibrationTimeoutError as error:
+        logger.warning(
+            "S-HPLB: serving without it: %s The next start goes on from there; %s gives it more seconds.",
+            error, CALIBRATION_S,
+        )  # fmt: skip
+        args.enable_shplb, args.shplb_density = False, None
+        return False
     args.shplb_plan = str(path)
+    return True
 
 
 def _make_plan(args: Any, density: float, path: Path) -> None:
@@ -182,6 +198,9 @@ def _make_plan(args: Any, density: float, path: Path) -> None:
             device=args.device,
             dtype=args.dtype,
             max_tokens=min(_CALIBRATION_TOKENS, context // 2),
+            timeout_s=Environment.read().calibration_s,
         )
+    except CalibrationTimeoutError:
+        raise
     except UserError as error:
         raise StartRefusedError(str(error)) from None

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that is given no plan: cached, made, failed, or too late."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from server_arguments import plan_of, refusal, server_args
+
+from shplb.model import fingerprint
+
+pytestmark = pytest.mark.usefixtures("server_environment")
+
+
+def test_cached_plan_and_failed_calibration(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shplb import calibration
+    from shplb.sglang.active_plan import cached_plan_path
+
+    monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
+
+    def fail(*args: object, **options: object) -> None:
+        raise calibration.CalibrationError("calibration said no.")
+
+    monkeypatch.setattr(calibration, "calibrate", fail)
+    assert "calibration said no" in refusal(llama, shplb_density=0.5)
+    path = cached_plan_path(fingerprint(llama), 1, 0.5)
+    plan_of(llama).save(path)
+    args = server_args(llama, shplb_density=0.5)
+    assert args.shplb_plan == dataclasses.replace(args).shplb_plan == str(path)
+    refusal(llama, shplb_density=0.25)
+
+
+@pytest.mark.parametrize("density", [None, 0.5])
+def test_a_plan_that_takes_too_long(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    density: float | None,
+) -> None:
+    """The server starts as stock, with one warning; nothing of the child is left."""
+    monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("SHPLB_CALIBRATION_S", "0")
+    args = server_args(llama, shplb_density=density)
+    assert not args.enable_shplb
+    assert args.shplb_plan is None
+    assert not dataclasses.replace(args).enable_shplb
+    (warning,) = [record.getMessage() for record in caplog.records if "S-HPLB" in record.getMessage()]
+    assert "serving without it: `shplb profile --model-path" in warning
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
