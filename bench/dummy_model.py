@@ -119,5 +119,4 @@ def spread_plan(model_dir: Path, *, tp_size: int, density: float, sigma: float, 
 
 def unplaced(plan: ServingPlan) -> ServingPlan:
     """The same budgets with the heads where stock SGLang has them."""
-    order = np.tile(np.arange(plan.model.num_kv_heads, dtype=np.int32), (plan.model.num_layers, 1))
-    return msgspec.structs.replace(plan, physical_to_logical=order)
+    return msgspec.structs.replace(plan, physical_to_logical=plan.own_order)

@@ -16,6 +16,7 @@ from shplb.allocation import (
 )
 from shplb.balance_aware import BalanceAwareBudgets, allocate_balance_aware
 from shplb.budget import Scope
+from shplb.plan import rank_sums
 from shplb.profile import HeadProfile
 from shplb.sparsity import SparsityRule
 
@@ -74,10 +75,10 @@ class _Together:
         so equal totals can cost more pages. Then the totals are cut, all lengths by one share, until they fit, and
         that cut is halved back a few times.
         """
-        most = _slowest_pages(self._apart.loads, self._ranks, self._tp_size)
+        most = _slowest_pages(self._apart, self._tp_size)
 
         def excess(made: Allocation) -> int:
-            return _slowest_pages(made.loads, ranks, self._tp_size) - most
+            return _slowest_pages(made, self._tp_size) - most
 
         best, low, cut = self._cut(ranks, 0), 0, 0
         while excess(best) > 0 and cut < _MOST_CUT:
@@ -119,7 +120,7 @@ class _Together:
         real = np.where(self._profile.inert, 0.0, densities)
         model = self._profile.model
         groups = real.reshape(model.num_layers, model.num_kv_heads, model.group_size).sum(axis=2)
-        return np.asarray(_rank_sums(groups, self._ranks, self._tp_size).max(axis=1))
+        return np.asarray(rank_sums(groups, self._apart.physical_to_logical, self._tp_size).max(axis=1))
 
 
 def _error(made: Allocation) -> np.ndarray:
@@ -133,11 +134,6 @@ def _ranks_of(physical_to_logical: np.ndarray, tp_size: int) -> np.ndarray:
     return np.asarray(np.argsort(physical_to_logical, axis=1) // each, dtype=np.int32)
 
 
-def _rank_sums(values: np.ndarray, ranks: np.ndarray, tp_size: int) -> np.ndarray:
-    """[num_layers, tp_size]: sums over the KV groups [num_layers, num_kv_heads] of every rank."""
-    return np.asarray(np.array([np.where(ranks == rank, values, 0).sum(axis=1) for rank in range(tp_size)]).T)
-
-
-def _slowest_pages(loads: np.ndarray, ranks: np.ndarray, tp_size: int) -> int:
+def _slowest_pages(made: Allocation, tp_size: int) -> int:
     """Kept pages of the slowest rank, summed over layers."""
-    return int(_rank_sums(loads, ranks, tp_size).max(axis=1).sum())
+    return int(rank_sums(made.loads, made.physical_to_logical, tp_size).max(axis=1).sum())

@@ -18,7 +18,7 @@ from shplb.container import FileFormatError
 from shplb.errors import CalibrationError, CalibrationTimeoutError
 from shplb.importance import fisher_importance, measure_sensitivity
 from shplb.locking import locked
-from shplb.model import ModelShape, fingerprint, read_config
+from shplb.model import ModelShape, context_length, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
 from shplb.profile import DENSITIES, HeadProfile
@@ -73,8 +73,7 @@ def check_request(model_dir: Path, out: Path, settings: ProfileSettings, *, limi
         )
     if tp_size < 1 or model.num_kv_heads % tp_size:
         raise CalibrationError(f"--tp is {tp_size}, expected a divisor of the model's {model.num_kv_heads} KV heads.")
-    context = config.get("max_position_embeddings")
-    context = context if isinstance(context, int) and context > 0 else _MOST_TOKENS
+    context = context_length(config) or _MOST_TOKENS
     if lengths[-1] > context:
         raise CalibrationError(f"a length of {lengths[-1]} tokens is beyond the model's context of {context}.")
     ends = range(shortest, lengths[-1] + shortest, shortest)
@@ -132,7 +131,7 @@ def profile_model(
         titles = tuple(document.name for document in documents)
         sums = read_sums(folder, request, settings.tp_size)
         rows, error, recovery = mean_arrays(sums)
-        weights, method = _importance(model_dir, importance_documents, rule, folder, settings, on_importance)
+        weights, method = _importance(model_dir, model, importance_documents, rule, folder, settings, on_importance)
         profile = HeadProfile(
             model=model,
             fingerprint=identity,
@@ -167,6 +166,7 @@ def _request(documents: tuple[str, ...], rule: SparsityRule, settings: ProfileSe
 
 def _importance(
     model_dir: Path,
+    model: ModelShape,
     documents: Sequence[Document],
     rule: SparsityRule,
     folder: Path,
@@ -174,7 +174,6 @@ def _importance(
     on_document: Callable[[str], None],
 ) -> tuple[np.ndarray, str]:
     """(importance, its method) for a HeadProfile; (all ones, "") without documents."""
-    model = ModelShape.from_config(read_config(model_dir))
     if not documents:
         return np.ones((model.num_layers, model.num_qo_heads)), ""
     kept = folder / f"importance-{documents_hash(documents)[:12]}"
@@ -187,10 +186,8 @@ def _importance(
         folder=kept,
         on_document=on_document,
     )
-    tokens = len(documents[0].token_ids)
-    return fisher_importance(
-        found, model
-    ), f"fisher, {len(documents)} documents of {tokens} tokens, seed {settings.seed}"
+    method = f"fisher, {len(documents)} documents of {len(documents[0].token_ids)} tokens, seed {settings.seed}"
+    return fisher_importance(found, model), method
 
 
 def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_document: Callable[[str], None]) -> None:

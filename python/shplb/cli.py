@@ -10,6 +10,7 @@ from rich.console import Console
 
 from shplb.commands.calibrate import calibrate
 from shplb.commands.doctor import doctor
+from shplb.commands.messages import say
 from shplb.commands.plan import plan
 from shplb.commands.profile import profile
 from shplb.commands.report import report
@@ -30,7 +31,6 @@ app.command()(calibrate)
 app.command()(simulate)
 app.command()(report)
 app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.")
-console = Console(stderr=True)
 
 
 @app.command()
@@ -65,11 +65,6 @@ def quickstart(
     from shplb.quickstart.run import default_folder, run
 
     run(default_folder() if folder is None else folder)
-
-
-def say(text: str) -> None:
-    """A line on stderr; brackets in file names are no markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

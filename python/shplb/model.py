@@ -180,6 +180,12 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     return config
 
 
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model reads, as its config says; None where it names no positive number."""
+    tokens = config.get("max_position_embeddings")
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
 def fingerprint(model_dir: Path, config: Mapping[str, Any] | None = None) -> Fingerprint:
     """Fingerprint of the model in ``model_dir`` (a local Hugging Face folder)."""
     config = read_config(model_dir) if config is None else config

@@ -52,7 +52,12 @@ class ServingPlan(msgspec.Struct, frozen=True):
     @property
     def permutes(self) -> bool:
         """True when some layer's KV groups are not in the model's own order."""
-        return bool(np.any(self.physical_to_logical != np.arange(self.model.num_kv_heads)))
+        return bool(np.any(self.physical_to_logical != self.own_order))
+
+    @property
+    def own_order(self) -> np.ndarray:
+        """``physical_to_logical`` of stock SGLang: the model's own order in every layer."""
+        return np.tile(np.arange(self.model.num_kv_heads, dtype=np.int32), (self.model.num_layers, 1))
 
     def budget_table(self, max_tokens: int) -> BudgetTable:
         return BudgetTable(self.budgets, self.lengths, self.rule, max_tokens)
@@ -69,9 +74,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
     def rank_loads(self, loads: np.ndarray, *, contiguous: bool = False) -> np.ndarray:
         """[num_layers, tp_size] from ``loads`` [num_layers, num_kv_heads] of logical groups, in the same unit:
         as placed, or as stock SGLang would shard."""
-        if not contiguous:
-            loads = np.take_along_axis(loads, self.physical_to_logical, axis=1)
-        return np.asarray(loads.reshape(len(loads), self.tp_size, -1).sum(axis=2))
+        return rank_sums(loads, self.own_order if contiguous else self.physical_to_logical, self.tp_size)
 
     def save(self, path: Path) -> str:
         """Write atomically; returns the content hash."""
@@ -145,6 +148,13 @@ class _Header(msgspec.Struct):
     profile_hash: str
     versions: dict[str, str]
     balance_aware: bool = False
+
+
+def rank_sums(values: np.ndarray, order: np.ndarray, num_ranks: int) -> np.ndarray:
+    """[num_layers, num_ranks]: ``values`` [num_layers, num_kv_heads] of logical groups, summed over the slots that each
+    rank has in ``order`` (as ``physical_to_logical``)."""
+    slots = np.take_along_axis(values, order, axis=1)
+    return np.asarray(slots.reshape(len(slots), num_ranks, -1).sum(axis=2))
 
 
 def expand_groups(groups: np.ndarray, group_size: int) -> np.ndarray:

@@ -7,15 +7,13 @@ import numpy as np
 
 from shplb.placement import place_heads
 from shplb.plan import ServingPlan
-from shplb.planner import CostModel, StepPlanner
+from shplb.plan_planner import NUM_CTAS, planner_of
+from shplb.planner import CostModel
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
 
 #: SGLang's ``--chunked-prefill-size`` on H100 and H200.
 CHUNK_TOKENS = 8192
-
-#: Streaming multiprocessors of an H100 or H200, as ``StepPlanner`` takes them by default.
-NUM_CTAS = 132
 
 #: Longest prompt that is predicted; the tables of a 70B model then take about a gigabyte.
 MOST_TOKENS = 1 << 20
@@ -56,7 +54,7 @@ def predict_prompt(plan: ServingPlan, tokens: int | None = None, cost: CostModel
     tokens = check_tokens(longest if tokens is None else tokens)
     cost = CostModel() if cost is None else cost
     pages = _pages(plan, tokens)
-    contiguous = _simulate(plan, pages, _own_order(plan), tokens, cost)
+    contiguous = _simulate(plan, pages, plan.own_order, tokens, cost)
     placed = _simulate(plan, pages, plan.physical_to_logical, tokens, cost)
     sparse = placed.num_sparse > 0
     bound_ns = int(placed.step_ns.sum())
@@ -89,7 +87,7 @@ def check_tokens(tokens: int) -> int:
 
 
 def _pages(plan: ServingPlan, tokens: int) -> np.ndarray:
-    return np.ascontiguousarray(plan.budget_table(num_pages(tokens) * PAGE_SIZE).pages)
+    return np.asarray(plan.budget_table(num_pages(tokens) * PAGE_SIZE).pages)
 
 
 def _chunks(tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,26 +96,9 @@ def _chunks(tokens: int) -> tuple[np.ndarray, np.ndarray]:
     return prefix_lens, np.minimum(tokens - prefix_lens, CHUNK_TOKENS)
 
 
-def _planner(
-    plan: ServingPlan, pages: np.ndarray, order: np.ndarray, num_ranks: int, cost: CostModel, num_ctas: int
-) -> StepPlanner:
-    """``order`` [num_layers, num_kv_heads] is cut into equal ranks."""
-    return StepPlanner(
-        num_kv_heads=plan.model.num_kv_heads,
-        head_dim=plan.model.head_dim,
-        keep_pages=pages,
-        slot_groups=np.ascontiguousarray(order.reshape(len(order), num_ranks, -1)),
-        rank=0,
-        sink_pages=plan.rule.sink_pages,
-        local_pages=plan.rule.local_pages,
-        num_ctas=num_ctas,
-        cost=cost,
-    )
-
-
 def _simulate(plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int, cost: CostModel) -> Simulation:
     """Every chunk of the prompt as one step."""
-    planner = _planner(plan, pages, order, plan.tp_size, cost, NUM_CTAS)
+    planner = planner_of(plan, pages, order, plan.tp_size, cost=cost)
     prefix_lens, new_lens = _chunks(tokens)
     return simulate(planner, np.arange(len(prefix_lens) + 1), prefix_lens, new_lens)
 
@@ -127,13 +108,9 @@ def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, cost: CostModel
 
     On one CTA a makespan is a plain sum, so KV groups on "ranks" of their own give loads that add up.
     """
-    own = _own_order(plan)
-    planner = _planner(plan, pages, own, plan.model.num_kv_heads, cost, 1)
+    own = plan.own_order
+    planner = planner_of(plan, pages, own, plan.model.num_kv_heads, num_ctas=1, cost=cost)
     loads = np.zeros(own.shape, dtype=np.int64)
     for prefix, new in zip(*(part[sparse] for part in _chunks(tokens)), strict=True):
         loads += planner.predict(np.array([prefix]), np.array([new]), "sparse").rank_makespan_ns
     return int(np.asarray(place_heads(loads, plan.tp_size).lower_bound).sum()) // NUM_CTAS
-
-
-def _own_order(plan: ServingPlan) -> np.ndarray:
-    return np.tile(np.arange(plan.model.num_kv_heads, dtype=np.int32), (plan.model.num_layers, 1))

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from shplb.plan import ServingPlan
+from shplb.plan_planner import NUM_CTAS
 from shplb.planning import count_bound
-from shplb.prediction import CHUNK_TOKENS, NUM_CTAS, PromptPrediction
+from shplb.prediction import CHUNK_TOKENS, PromptPrediction
 from shplb.rank_loads import RankLoads, imbalance
 
 #: More ranks than this are shown by their least and most loaded one.

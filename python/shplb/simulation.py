@@ -19,6 +19,7 @@ import numpy as np
 
 from shplb.allocation import placed_order
 from shplb.plan import ServingPlan
+from shplb.plan_planner import planner_of
 from shplb.planner import CostModel, Mode, StepPlanner
 from shplb.planning import check_tp_size
 from shplb.scheduling import PrefillQueue
@@ -100,21 +101,12 @@ def compare_placements(
     """
     orders = {(tp, name): head_order(plan, tp, name) for tp in tp_sizes for name in ("contiguous", "placed")}
     longest = num_pages(int(trace.input_tokens.max())) * PAGE_SIZE
-    keep = np.ascontiguousarray(plan.budget_table(longest).pages)
+    keep = plan.budget_table(longest).pages
     summaries = []
     for tp in tp_sizes:
         for name in ("dense", "contiguous", "placed"):
             order = orders[tp, "contiguous" if name == "dense" else name]
-            planner = StepPlanner(
-                num_kv_heads=plan.model.num_kv_heads,
-                head_dim=plan.model.head_dim,
-                keep_pages=keep,
-                slot_groups=np.ascontiguousarray(order.reshape(len(order), tp, -1)),
-                rank=0,
-                sink_pages=plan.rule.sink_pages,
-                local_pages=plan.rule.local_pages,
-                cost=model,
-            )
+            planner = planner_of(plan, keep, order, tp, cost=model)
             mode: Mode = "dense" if name == "dense" else "auto"
             replay = replay_trace(planner, trace, cost, mode)
             steps = simulate(planner, replay.step_indptr, replay.prefix_lens, replay.new_lens, mode)
@@ -125,10 +117,9 @@ def compare_placements(
 def head_order(plan: ServingPlan, tp_size: int, placement: str) -> np.ndarray:
     """int32 [num_layers, num_kv_heads], the KV group in each slot: the model's own order for ``contiguous``; for
     ``placed`` the plan's, or a new one from the plan's loads where the plan is for another TP size."""
-    model = plan.model
-    check_tp_size(model, tp_size)
+    check_tp_size(plan.model, tp_size)
     if placement == "contiguous":
-        return np.tile(np.arange(model.num_kv_heads, dtype=np.int32), (model.num_layers, 1))
+        return plan.own_order
     if tp_size == plan.tp_size:
         return plan.physical_to_logical
     return placed_order(plan.loads, tp_size)

@@ -24,7 +24,6 @@ def shplb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["shplb", *map(str, arguments)])
-        monkeypatch.setattr(cli, "console", cli.Console(stderr=True))
         try:
             cli.main()
             code = 0

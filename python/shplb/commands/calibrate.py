@@ -10,8 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shplb.commands.messages import say
+
 if TYPE_CHECKING:
     from shplb.rates import GpuRates
+
+# Where a config names no context length.
+_MOST_TOKENS = 1 << 17
 
 
 def calibrate(
@@ -32,8 +37,9 @@ def calibrate(
     Example: shplb calibrate --model-path /models/Llama-3.1-8B-Instruct --tp 2
     """
     from shplb.kernels.timing import measure_rates
-    from shplb.model import ModelShape, read_config
+    from shplb.model import ModelShape, context_length, read_config
     from shplb.planning import check_tp_size
+    from shplb.sglang.active_plan import cached_rates_path
 
     config = read_config(model_path)
     model = ModelShape.from_config(config)
@@ -42,26 +48,16 @@ def calibrate(
         raise ValueError(f"--dtype is {dtype}, expected bfloat16 or float16.")
     if base not in ("fa3", "flashinfer"):
         raise ValueError(f"--base is {base}, expected fa3 or flashinfer.")
-    longest = config.get("max_position_embeddings")
-    longest = longest if isinstance(longest, int) and longest > 0 else 1 << 17
     shape = (model.num_qo_heads // tp, model.num_kv_heads // tp, model.head_dim)
     with Console(stderr=True).status("timing prefill steps"):
-        rates = measure_rates(shape, dtype, base, longest)
-    path = out or _cached(rates)
+        rates = measure_rates(shape, dtype, base, context_length(config) or _MOST_TOKENS)
+    path = out or cached_rates_path(rates.gpu, rates.dtype, rates.head_dim, rates.group_size, rates.base)
     rates.save(path)
     if as_json:
         typer.echo(json.dumps(facts_of(rates) | {"file": str(path)}, indent=1))
     else:
         print_rates(rates, Console())
-        Console(stderr=True).print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _cached(rates: "GpuRates") -> Path:
-    from shplb.rates import rates_name
-    from shplb.sglang.active_plan import cache_dir
-
-    name = rates_name(rates.gpu, rates.dtype, rates.head_dim, rates.group_size, rates.base)
-    return cache_dir() / "rates" / name
+        say(f"wrote {path}")
 
 
 def facts_of(rates: "GpuRates") -> dict[str, Any]:

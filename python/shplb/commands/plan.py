@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from shplb.commands.messages import say
+
 if TYPE_CHECKING:
     from shplb.plan import ServingPlan
     from shplb.planning import PlanMaker
@@ -99,7 +101,7 @@ def plan(
         print_plan(made, console, prediction)
         if gain is not None:
             print_gain(gain, console)
-    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {out}")
 
 
 def print_found(asked: dict[str, float], density: float, console: Console) -> None:

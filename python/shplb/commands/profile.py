@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from shplb.commands.messages import say
 from shplb.commands.numbers import parse_numbers
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def profile(
     check_request(model_path, out, settings, limit=documents)
     chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)
     if len(chosen) < documents:
-        say(console, fewer_documents(len(chosen), documents, max(wanted), texts))
+        say(fewer_documents(len(chosen), documents, max(wanted), texts))
     weighed = choose_weighed(model_path, max(wanted), texts, documents) if importance == "fisher" else []
     made = run(model_path, chosen, weighed, out, settings, console)
     report = stability(made)
@@ -67,7 +68,7 @@ def profile(
         typer.echo(json.dumps(describe(made, report, out, asked=documents), indent=1))
     else:
         print_profile(made, report, console)
-    say(console, f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
+    say(f"wrote {out}: {len(chosen)} documents of {max(wanted)} tokens")
 
 
 def check_importance(method: str) -> None:
@@ -111,7 +112,7 @@ def run(
                 on_importance=lambda name: advance(bar, second, name),
             )
     except KeyboardInterrupt:
-        say(console, "shplb: interrupted; the same command goes on after the last document that was done.")
+        say("shplb: interrupted; the same command goes on after the last document that was done.")
         raise
 
 
@@ -133,9 +134,9 @@ def print_profile(made: "HeadProfile", report: "Stability", console: Console) ->
 
     print_stability(report, console)
     if made.row_sampling is not None:
-        say(console, sampling_text(made.row_sampling))
+        say(sampling_text(made.row_sampling))
     if made.importance_method:
-        say(console, importance_text(made))
+        say(importance_text(made))
 
 
 def sampling_text(sampling: "RowSampling") -> str:
@@ -183,8 +184,3 @@ def fewer_documents(found: int, asked: int, tokens: int, texts: Path | None) -> 
 def parse_lengths(text: str) -> tuple[int, ...]:
     """ "1024,4096" -> (1024, 4096); ValueError in one sentence for anything else."""
     return parse_numbers("--lengths", text, "positive token counts such as 1024,2048,4096")
-
-
-def say(console: Console, text: str) -> None:
-    """A line on stderr; brackets in file names are no markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from shplb.commands.messages import say
 
 
 def report(
@@ -37,4 +38,4 @@ def report(
     if as_json:
         typer.echo(json.dumps({"report": str(out), "bytes": out.stat().st_size, "plan_hash": plan.hash}))
     else:
-        Console(stderr=True).print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+        say(f"wrote {out}")

@@ -40,9 +40,7 @@ def block_curves(
     order: int64 [num_heads, num_pages]; counts: pages kept at each point; gram: [num_heads, head_dim, head_dim],
     ``W^T W`` of the head's slice of o_proj. Returns (recovery, error), each float64 [num_heads, num_points].
     """
-    rank = torch.argsort(order, dim=-1)
-    limits = torch.tensor(counts, device=mass.device)
-    member = (rank[:, None, :] < limits[None, :, None]).to(mass.dtype)  # [num_heads, num_points, num_pages]
+    member = _members(order, counts, mass)
     recovered = torch.einsum("hrp,hkp->hrk", mass, member)
     kept = torch.einsum("hrpd,hkp->hrkd", partial, member) / recovered.clamp_min(1e-30)[..., None]
     delta = kept - partial.sum(dim=2)[:, :, None, :]
@@ -69,10 +67,15 @@ def block_sensitivity(
     the head's output. Only the slope of every page is needed, so the head dimension is gone before points come in.
     Returns float64 [num_heads, num_points].
     """
-    rank = torch.argsort(order, dim=-1)
-    limits = torch.tensor(counts, device=mass.device)
-    member = (rank[:, None, :] < limits[None, :, None]).to(mass.dtype)
+    member = _members(order, counts, mass)
     slopes = torch.einsum("hrpd,hrd->hrp", partial, gradient)
     recovered = torch.einsum("hrp,hkp->hrk", mass, member).clamp_min(1e-30)
     change = torch.einsum("hrp,hkp->hrk", slopes, member) / recovered - slopes.sum(dim=2)[..., None]
     return change.double().pow(2).sum(dim=1)
+
+
+def _members(order: torch.Tensor, counts: list[int], mass: torch.Tensor) -> torch.Tensor:
+    """[num_heads, num_points, num_pages] in mass's type: 1 for the first ``counts`` pages of ``order``, else 0."""
+    rank = torch.argsort(order, dim=-1)
+    limits = torch.tensor(counts, device=mass.device)
+    return (rank[:, None, :] < limits[None, :, None]).to(mass.dtype)

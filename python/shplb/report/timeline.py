@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shplb.plan import ServingPlan
-from shplb.planner import StepPlanner
+from shplb.plan_planner import planner_of
 from shplb.report.svg import Scale, Svg, draw_axes
 from shplb.simulator import simulate
 
@@ -44,21 +44,11 @@ def predict_steps(plan: ServingPlan) -> tuple[Step, Step]:
     """The chunk of ``chunk_of`` under stock's contiguous sharding, and as placed. InvalidArgument for a head_dim that
     the kernel does not serve."""
     table = plan.budget_table(int(plan.lengths[-1]))
-    own = np.arange(plan.model.num_kv_heads, dtype=np.int32)
-    orders = (np.broadcast_to(own, plan.physical_to_logical.shape), plan.physical_to_logical)
-    return _predict(plan, table.pages, orders[0]), _predict(plan, table.pages, orders[1])
+    return _predict(plan, table.pages, plan.own_order), _predict(plan, table.pages, plan.physical_to_logical)
 
 
 def _predict(plan: ServingPlan, pages: np.ndarray, order: np.ndarray) -> Step:
-    planner = StepPlanner(
-        num_kv_heads=plan.model.num_kv_heads,
-        head_dim=plan.model.head_dim,
-        keep_pages=np.ascontiguousarray(pages),
-        slot_groups=np.ascontiguousarray(order.reshape(plan.model.num_layers, plan.tp_size, -1)),
-        rank=0,
-        sink_pages=plan.rule.sink_pages,
-        local_pages=plan.rule.local_pages,
-    )
+    planner = planner_of(plan, pages, order, plan.tp_size)
     prefix, new = (np.array([tokens], dtype=np.int64) for tokens in chunk_of(plan))
     one_step = np.array([0, 1], dtype=np.int64)
     sparse, auto = (simulate(planner, one_step, prefix, new, mode) for mode in ("sparse", "auto"))

@@ -19,6 +19,7 @@ from shplb.model import (
     weights_hash,
 )
 from shplb.plan import ServingPlan
+from shplb.rates import rates_name
 from shplb.sglang.refusal import StartRefusedError
 
 DEFAULT_DENSITY = 0.25
@@ -34,6 +35,11 @@ def cache_dir() -> Path:
 def cached_plan_path(identity: Fingerprint, tp_size: int, density: float) -> Path:
     key = hashlib.sha256(f"{identity.config}:{identity.weights}".encode()).hexdigest()[:20]
     return cache_dir() / "plans" / f"{key}-tp{tp_size}-d{density!r}.plan.safetensors"
+
+
+def cached_rates_path(gpu: str, dtype: str, head_dim: int, group_size: int, base: str) -> Path:
+    """Where `shplb calibrate` keeps the rates of this kind of GPU and attention."""
+    return cache_dir() / "rates" / rates_name(gpu, dtype, head_dim, group_size, base)
 
 
 def local_model_dir(model_path: str, revision: str | None = None) -> Path | None:

@@ -11,8 +11,8 @@ from shplb.kernels.choice import PagedKernel
 from shplb.kernels.flashinfer_public import PublicPrefill
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel
-from shplb.rates import GpuRates, default_cost, fields_of, rates_name
-from shplb.sglang.active_plan import cache_dir
+from shplb.rates import GpuRates, default_cost, fields_of
+from shplb.sglang.active_plan import cached_rates_path
 from shplb.sglang.ranks import gather
 
 logger = logging.getLogger(__name__)
@@ -20,21 +20,21 @@ logger = logging.getLogger(__name__)
 
 def served_cost(plan: ServingPlan, runner: Any, kernel: PagedKernel) -> CostModel:
     """Rank 0's, on every rank: ranks must plan alike, and only its machine may have been calibrated."""
-    return CostModel(**gather(runner, fields_of(_found_here(plan, runner, kernel)))[0])
+    found = fields_of(_found_here(plan, runner, kernel)) if runner.tp_rank == 0 else None
+    return CostModel(**gather(runner, found)[0])
 
 
 def _found_here(plan: ServingPlan, runner: Any, kernel: PagedKernel) -> CostModel:
     args, model = runner.server_args, plan.model
     base = args.prefill_attention_backend or args.attention_backend
     gpu, dtype = torch.cuda.get_device_name(), str(runner.dtype).removeprefix("torch.")
-    path = cache_dir() / "rates" / rates_name(gpu, dtype, model.head_dim, model.group_size, base)
+    path = cached_rates_path(gpu, dtype, model.head_dim, model.group_size, base)
     try:
         rates = GpuRates.load(path)
     except FileFormatError as error:
-        if path.exists() and runner.tp_rank == 0:
+        if path.exists():
             logger.warning("S-HPLB: %s", error)
-        if runner.tp_rank == 0:
-            logger.info("S-HPLB: sparse or dense is chosen by the rates of an H200; `shplb calibrate` measures yours")
+        logger.info("S-HPLB: sparse or dense is chosen by the rates of an H200; `shplb calibrate` measures yours")
         return default_cost(base, public=isinstance(kernel, PublicPrefill))
     logger.info("S-HPLB: sparse or dense is chosen by the rates measured on this %s", gpu)
     return rates.model

@@ -12,7 +12,8 @@ import torch
 from shplb.kernels.choice import PagedKernel
 from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
 from shplb.plan import ServingPlan
-from shplb.planner import CostModel, Mode, StepPlanner
+from shplb.plan_planner import planner_of
+from shplb.planner import CostModel, StepPlanner
 from shplb.sglang.batches import DensePart, Route, sub_batch
 from shplb.sglang.metadata import cut_query_blocks
 from shplb.sglang.metrics import STEP_COUNTERS
@@ -32,37 +33,28 @@ class PagedEngine:
     def __init__(
         self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor,
         attention: PagedKernel, trace_dir: Path | None, usual_new_tokens: int, cost: CostModel,
-        monitor: StepMonitor, path: Mode = "auto",
+        monitor: StepMonitor,
     ) -> None:  # fmt: skip
         self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
-        self._monitor, self._path = monitor, path
+        self._monitor = monitor
         model, device = plan.model, attention.device
         keep_pages = plan.budget_table(max_tokens).pages
 
         def planner(order: np.ndarray, num_threads: int) -> StepPlanner:
-            return StepPlanner(
-                num_kv_heads=model.num_kv_heads,
-                head_dim=model.head_dim,
-                keep_pages=keep_pages,
-                slot_groups=np.ascontiguousarray(order.reshape(model.num_layers, plan.tp_size, -1)),
-                rank=rank,
-                sink_pages=plan.rule.sink_pages,
-                local_pages=plan.rule.local_pages,
-                num_ctas=attention.num_ctas,
-                cost=cost,
+            return planner_of(
+                plan, keep_pages, order, plan.tp_size, rank=rank, num_ctas=attention.num_ctas, cost=cost,
                 num_threads=num_threads,
-            )
+            )  # fmt: skip
 
-        placed = plan.physical_to_logical
-        straight = np.tile(np.arange(model.num_kv_heads, dtype=np.int32), (model.num_layers, 1))
+        placed = planner(plan.physical_to_logical, planning_threads(plan.tp_size))
         # What stock sharding would make of the same step; predictions only.
-        self._contiguous = planner(straight, 1) if plan.permutes else None
+        self._contiguous = planner(plan.own_order, 1) if plan.permutes else None
         self._local_heads = plan.local_qo_heads(rank)
         self._step: PagedStep | None = None
         self._trace: StepTrace | None = None
         self._lens: tuple[list[int], list[int]] = ([], [])
         self.prefill = PagedPrefill(
-            planner(placed, planning_threads(plan.tp_size)), attention, plan.rule,
+            placed, attention, plan.rule,
             num_list_heads=model.num_qo_heads // plan.tp_size, group_size=model.group_size, device=device,
             usual_requests=64, usual_new_tokens=usual_new_tokens,
         )  # fmt: skip
@@ -74,9 +66,7 @@ class PagedEngine:
         start = time.perf_counter_ns()
         step = None
         if min(new) > 0:  # SGLang can leave a chunk without a token in a mixed batch
-            step = self.prefill.begin_step(
-                prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens, self._path
-            )
+            step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
         self._count(step, prefix, new)
         self._monitor.begin_step(
             prefix, new, None if step is None else step.plan, timed=step is not None and step.dense_rows is None
