@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from replica_rows import bench_replica_placement, bench_replica_steps
 
 from shplb import CostModel, StepPlanner, __version__, place_heads, plan_work, work_plan_bytes
 
@@ -263,6 +264,8 @@ def main() -> None:
         "work_plan": bench_work_plan(rng),
         "flashinfer_python_part": bench_flashinfer_python(),
         "placement": bench_placement(rng, args.instances),
+        "replica_placement": bench_replica_placement(lambda kind, shape: placement_loads(kind, rng, shape), timed),
+        "replica_steps": bench_replica_steps(rng, aligned, timed),
         "real_plan": bench_real_plan(args.plan) if args.plan else None,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

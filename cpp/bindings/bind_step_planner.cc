@@ -16,7 +16,7 @@ using Lengths = std::span<const std::int64_t>;
 struct PyStepPlan : StepPlan {
   py::ssize_t layers = 0;
   py::ssize_t ranks = 0;
-  py::ssize_t slots = 0;
+  py::ssize_t list_heads = 0;
 };
 
 std::unique_ptr<PyStepPlanner> Make(std::int64_t num_kv_heads, std::int64_t head_dim,
@@ -58,7 +58,7 @@ std::unique_ptr<PyStepPlan> Run(PyStepPlanner& self, const py::object& prefix_le
   auto plan = std::make_unique<PyStepPlan>();
   plan->layers = self.planner.num_layers();
   plan->ranks = self.planner.num_ranks();
-  plan->slots = self.planner.num_slots();
+  plan->list_heads = self.planner.num_list_heads();
   const py::gil_scoped_release release;
   const std::lock_guard lock(self.mutex);
   solve(SpanOf<std::int64_t>(prefix), SpanOf<std::int64_t>(fresh), plan.get());
@@ -116,12 +116,12 @@ void BindStepPlan(py::module_& m) {
   const auto layers = [](const PyStepPlan& p) { return Shape{p.layers}; };
   const auto ranks = [](const PyStepPlan& p) { return Shape{p.layers, p.ranks}; };
   const auto infos = [](const PyStepPlan& p) { return Shape{p.layers, 9}; };
-  const auto owned = [](const PyStepPlan& p) { return Shape{p.layers, p.slots, 2}; };
+  const auto owned = [](const PyStepPlan& p) { return Shape{p.layers, p.list_heads, 2}; };
   py::class_<PyStepPlan>(m, "StepPlan", "See shplb.StepPlan.")
       .def_property_readonly("sparse", View(&StepPlan::sparse, requests), "uint8 [num_requests]")
       .def_readonly("num_blocks", &PyStepPlan::num_blocks, "query blocks of sparse requests")
       .def_readonly("num_lists", &PyStepPlan::num_lists, "page lists per layer")
-      .def_readonly("num_items", &PyStepPlan::num_items, "work items per layer")
+      .def_readonly("num_items", &PyStepPlan::num_items, "work items per layer, at most")
       .def_readonly("num_bytes", &PyStepPlan::num_bytes, "bytes of the buffer in use")
       .def_readonly("block_request_offset", &PyStepPlan::block_request_offset,
                     "bytes; int32 [num_blocks], index into the batch")
@@ -142,7 +142,7 @@ void BindStepPlan(py::module_& m) {
       .def_property_readonly("rank_makespan_ns", View(&StepPlan::rank_makespan_ns, ranks),
                              "int64 [num_layers, num_ranks], predicted")
       .def_property_readonly("owned_blocks", View(&StepPlan::owned_blocks, owned),
-                             "int32 [num_layers, num_slots, 2], half-open block ranges")
+                             "int32 [num_layers, list heads, 2], half-open block ranges")
       .def_readonly("step_ns", &PyStepPlan::step_ns, "predicted attention time as planned")
       .def_readonly("dense_ns", &PyStepPlan::dense_ns, "predicted attention time, all stock");
 }

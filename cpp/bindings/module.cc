@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, m) {
   shplb::bindings::BindBudget(m);
   shplb::bindings::BindBalanceAware(m);
   shplb::bindings::BindPlacement(m);
+  shplb::bindings::BindReplicas(m);
   shplb::bindings::BindWorkPlan(m);
   shplb::bindings::BindStepPlanner(m);
   shplb::bindings::BindSimulate(m);

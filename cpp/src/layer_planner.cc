@@ -75,24 +75,32 @@ void StepLists::MakeStretches() {
   }
 }
 
-LayerPlanner::LayerPlanner(const StepLists& lists, const CostModel& cost) : lists_(lists) {
-  scheduler_.Configure(lists.num_ctas, cost.item_ns, cost.kv_tile_ns);
+void StepLists::SetOwned(StepPlan* plan) const {
+  const std::int64_t num_layers = predictor.num_layers();
+  const auto all = static_cast<std::int32_t>(plan->num_blocks);
+  plan->owned_blocks.resize(static_cast<std::size_t>(num_layers * num_list_heads * 2));
+  for (std::size_t at = 0; at < plan->owned_blocks.size(); at += 2) {
+    plan->owned_blocks[at] = 0;
+    plan->owned_blocks[at + 1] = all;
+  }
+  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+    std::int32_t* const owned = plan->owned_blocks.data() + layer * num_list_heads * 2;
+    const auto replicas = predictor.tables().replicas(layer);
+    for (std::size_t k = 0; k < replicas.size(); ++k) {
+      const Cut& cut = predictor.cut(layer, k);
+      for (const std::int32_t side : {0, 1}) {
+        if (replicas[k].rank[side] != rank) continue;
+        std::int32_t* const of_slot = owned + replicas[k].slot[side] * lists_per_slot * 2;
+        for (std::int64_t j = 0; j < lists_per_slot; ++j) {
+          of_slot[2 * j + 1 - side] = cut.EndOf(j);
+        }
+      }
+    }
+  }
 }
 
-/// Blocks [first, end) of every slot that this rank computes.
-void LayerPlanner::SetOwned(std::int64_t layer, StepPlan* plan) const {
-  std::int32_t* const owned = plan->owned_blocks.data() + layer * lists_.num_slots * 2;
-  for (std::int64_t slot = 0; slot < lists_.num_slots; ++slot) {
-    owned[2 * slot] = 0;
-    owned[2 * slot + 1] = static_cast<std::int32_t>(plan->num_blocks);
-  }
-  const auto replicas = lists_.predictor.tables().replicas(layer);
-  for (std::size_t k = 0; k < replicas.size(); ++k) {
-    if (replicas[k].rank[0] == lists_.rank)
-      owned[2 * replicas[k].slot[0] + 1] = lists_.predictor.cut(layer, k);
-    if (replicas[k].rank[1] == lists_.rank)
-      owned[2 * replicas[k].slot[1]] = lists_.predictor.cut(layer, k);
-  }
+LayerPlanner::LayerPlanner(const StepLists& lists, const CostModel& cost) : lists_(lists) {
+  scheduler_.Configure(lists.num_ctas, cost.item_ns, cost.kv_tile_ns);
 }
 
 std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* owned,
@@ -111,6 +119,10 @@ std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* own
   RunWriter writer = *runs;  // a local object, whose members can stay in registers
   std::int64_t pages = 0;
   *list_indptr++ = 0;
+  const auto skip = [&] {
+    writer.Skip();
+    *list_indptr++ = static_cast<std::int32_t>(pages);
+  };
   const auto add = [&](std::int32_t length, std::int32_t unused_tokens) {
     const std::int32_t tokens = length * static_cast<std::int32_t>(kPageTokens) - unused_tokens;
     writer.Add(static_cast<std::int32_t>((static_cast<std::uint32_t>(tokens) + kTile - 1) / kTile));
@@ -122,12 +134,12 @@ std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* own
         lists_.keep.data() + (layer * lists_.num_list_heads + j) * lists_.stride;
     const std::uint16_t* const full =
         lists_.full_keep.data() + (layer * lists_.num_list_heads + j) * lists_.full_stride;
-    const std::int32_t first = owned[2 * (j / lists_.lists_per_slot)];
-    const std::int32_t end = owned[2 * (j / lists_.lists_per_slot) + 1];
+    const std::int32_t first = owned[2 * j];
+    const std::int32_t end = owned[2 * j + 1];
     for (const Stretch& s : lists_.stretches) {
       const std::int32_t from = std::clamp(first, s.first, s.end);
       const std::int32_t to = std::clamp(end, from, s.end);
-      for (std::int32_t b = s.first; b < from; ++b) add(0, 0);
+      for (std::int32_t b = s.first; b < from; ++b) skip();
       if (s.full_block >= 0) {
         const std::uint16_t* const lengths = full + s.full_block - s.first;
         for (std::int32_t b = from; b < to; ++b) add(lengths[b], 0);
@@ -136,7 +148,7 @@ std::int64_t LayerPlanner::FillLists(std::int64_t layer, const std::int32_t* own
         const std::int32_t kept = row[block.visible_pages];
         add(std::max(kept, block.forced_pages), block.unused_tokens);
       }
-      for (std::int32_t b = to; b < s.end; ++b) add(0, 0);
+      for (std::int32_t b = to; b < s.end; ++b) skip();
     }
   }
   *runs = writer;
@@ -147,12 +159,24 @@ void LayerPlanner::WriteItems(const StepPlan& plan, std::int64_t layer,
                               const IntLayout& layout) const {
   const std::span<const std::int32_t> indptr = scheduler_.indptr();
   std::copy(indptr.begin(), indptr.end(), layout.At(plan.plan_info[layer * 9 + 6]));
+  ClearUnused(plan, layer, layout);
   if (lists_.full_len_offset < 0) {
     WriteRagged(plan, layer, layout);
   } else if (lists_.items_per_list == 1) {
     WriteFull<true>(plan, layer, layout);
   } else {
     WriteFull<false>(plan, layer, layout);
+  }
+}
+
+/// Other ranks compute the rest of replicated groups; equal plans have equal bytes there, too.
+void LayerPlanner::ClearUnused(const StepPlan& plan, std::int64_t layer,
+                               const IntLayout& layout) const {
+  const auto used = static_cast<std::int64_t>(scheduler_.order().size());
+  for (const int array : {1, 2, 3, 4, 5}) {
+    const std::int64_t offset = plan.plan_info[layer * 9 + array];
+    if (offset == lists_.full_len_offset) continue;
+    std::fill_n(layout.At(offset) + used, plan.num_items - used, 0);
   }
 }
 
@@ -209,22 +233,20 @@ void LayerPlanner::WriteRagged(const StepPlan& plan, std::int64_t layer,
     const Block& block = blocks[list - list_head * num_blocks];
     const std::int32_t first = list_indptr[list];
     const std::int32_t pages = list_indptr[list + 1] - first;
-    const std::int32_t unused = pages > 0 ? block.unused_tokens : 0;
     qo_indptr[i] = block.qo_indptr;
     kv_indptr[i] = first;
     qo_len[i] = block.qo_len;
-    kv_len[i] = pages * static_cast<std::int32_t>(kPageTokens) - unused;
+    kv_len[i] = pages * static_cast<std::int32_t>(kPageTokens) - block.unused_tokens;
     head[i] = static_cast<std::int32_t>(list_head * per_list + item - list * per_list);
   }
 }
 
 void LayerPlanner::Plan(std::int64_t layer, IntLayout* layout, StepPlan* plan) {
-  SetOwned(layer, plan);
   plan->list_indptr_offset[layer] = layout->Add(plan->num_lists + 1);
   RunWriter runs = scheduler_.Begin(static_cast<std::size_t>(plan->num_lists),
                                     static_cast<std::int32_t>(lists_.items_per_list));
   plan->list_pages[layer] =
-      FillLists(layer, plan->owned_blocks.data() + layer * lists_.num_slots * 2,
+      FillLists(layer, plan->owned_blocks.data() + layer * lists_.num_list_heads * 2,
                 layout->At(plan->list_indptr_offset[layer]), &runs);
   scheduler_.Schedule(WorkMethod::kAuto, runs);
   std::int64_t* const info = plan->plan_info.data() + layer * 9;

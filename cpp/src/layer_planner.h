@@ -30,6 +30,8 @@ struct StepLists {
   /// Bytes of the arrays that every layer has for itself; without qo_len where layers share it.
   std::int64_t LayerBytes(std::int64_t num_blocks, bool shared_qo_len) const;
   void MakeStretches();
+  /// Fills owned_blocks.
+  void SetOwned(StepPlan* plan) const;
 
   std::int64_t num_slots, rank, num_ctas, stride;
   std::int64_t num_list_heads;  // of this rank: query heads, or KV slots under shared lists
@@ -57,7 +59,6 @@ class LayerPlanner {
   void Plan(std::int64_t layer, IntLayout* layout, StepPlan* plan);
 
  private:
-  void SetOwned(std::int64_t layer, StepPlan* plan) const;
   /// Adds all lists of a layer to `runs`; returns their pages.
   std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr,
                          RunWriter* runs) const;
@@ -65,6 +66,7 @@ class LayerPlanner {
   std::int64_t FillLists(std::int64_t layer, const std::int32_t* owned, std::int32_t* list_indptr,
                          RunWriter* runs) const;
   void WriteItems(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;
+  void ClearUnused(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;
   template <bool kOnePerList>
   void WriteFull(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;
   void WriteRagged(const StepPlan& plan, std::int64_t layer, const IntLayout& layout) const;

@@ -148,6 +148,7 @@ StepPlanner& StepPlanner::operator=(StepPlanner&&) noexcept = default;
 std::int64_t StepPlanner::num_layers() const { return impl_->num_layers; }
 std::int64_t StepPlanner::num_ranks() const { return impl_->num_ranks; }
 std::int64_t StepPlanner::num_slots() const { return impl_->lists.num_slots; }
+std::int64_t StepPlanner::num_list_heads() const { return impl_->lists.num_list_heads; }
 
 std::int64_t StepPlanner::BufferBytes(std::int64_t num_requests,
                                       std::int64_t num_new_tokens) const {
@@ -162,12 +163,13 @@ std::int64_t StepPlanner::BufferBytes(std::int64_t num_requests,
 void StepPlanner::Predict(std::span<const std::int64_t> prefix_lens,
                           std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan) {
   impl_->lists.predictor.Run(prefix_lens, new_lens, mode, plan);
+  impl_->lists.SetOwned(plan);
 }
 
 void StepPlanner::Plan(std::span<const std::int64_t> prefix_lens,
                        std::span<const std::int64_t> new_lens, StepMode mode,
                        std::span<std::byte> buffer, StepPlan* plan) {
-  impl_->lists.predictor.Run(prefix_lens, new_lens, mode, plan);
+  Predict(prefix_lens, new_lens, mode, plan);
   const auto layers = static_cast<std::size_t>(impl_->num_layers);
   plan->num_lists = impl_->lists.PerLayer(plan->num_blocks);
   plan->num_items = impl_->lists.ItemsPerLayer(plan->num_blocks);
@@ -175,7 +177,6 @@ void StepPlanner::Plan(std::span<const std::int64_t> prefix_lens,
   plan->list_indptr_offset.assign(layers, 0);
   plan->list_pages.assign(layers, 0);
   plan->cta_makespan_ns.assign(layers, 0);
-  plan->owned_blocks.assign(layers * static_cast<std::size_t>(impl_->lists.num_slots) * 2, 0);
   plan->num_bytes = 0;
   if (plan->num_blocks == 0) return;
   impl_->CheckBuffer(buffer, plan->num_blocks);

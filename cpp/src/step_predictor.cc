@@ -9,22 +9,23 @@ namespace shplb::internal {
 
 StepPredictor::StepPredictor(const StepPlannerConfig& c)
     : tables_(c),
+      divider_(c, tables_),
       num_layers_(c.num_layers),
       num_ranks_(c.num_ranks),
       num_ctas_(c.num_ctas),
       max_tokens_(c.max_pages * kPageTokens),
       kv_heads_per_rank_(c.num_slots),
-      qo_heads_per_rank_(c.num_slots * (c.num_qo_heads / c.num_kv_heads)),
+      // Of a replica, a rank selects pages for its own part only.
+      qo_heads_per_rank_((c.num_qo_heads + c.num_ranks - 1) / c.num_ranks),
       sink_pages_(c.sink_pages),
       local_pages_(c.local_pages),
-      replicas_per_layer_(tables_.cells_per_layer() - c.num_ranks),
       cost_(c.cost),
       sums_(tables_.num_cells()),
       longest_(tables_.num_cells()),
       one_(tables_.num_cells()),
       part_(tables_.num_cells()),
       rank_sum_(c.num_ranks),
-      cuts_(c.num_layers * replicas_per_layer_) {}
+      rank_longest_(c.num_ranks) {}
 
 void StepPredictor::Run(std::span<const std::int64_t> prefix_lens,
                         std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan) {
@@ -32,9 +33,13 @@ void StepPredictor::Run(std::span<const std::int64_t> prefix_lens,
   plan->dense_ns = 0;
   for (std::size_t i = 0; i < extents_.size(); ++i) plan->dense_ns += DenseCost(i);
   Choose(mode, plan);
-  MakeBlocks(*plan);
-  plan->num_blocks = static_cast<std::int64_t>(blocks_.size());
+  MakeBlocks(plan);
   Divide(plan);
+  if (mode == StepMode::kAuto && plan->step_ns > plan->dense_ns) {
+    MakeDense(plan);
+    MakeBlocks(plan);
+    Divide(plan);
+  }
 }
 
 void StepPredictor::CheckBatch(std::span<const std::int64_t> prefix_lens,
@@ -101,12 +106,16 @@ void StepPredictor::Choose(StepMode mode, StepPlan* plan) {
   plan->step_ns = StepCost(*plan);
   if (mode != StepMode::kAuto || plan->step_ns <= plan->dense_ns) return;
   // Dropping one request at a time can stop before the step in which all are dense.
+  MakeDense(plan);
+}
+
+void StepPredictor::MakeDense(StepPlan* plan) {
   std::fill(plan->sparse.begin(), plan->sparse.end(), std::uint8_t{0});
   Start(*plan);
   plan->step_ns = plan->dense_ns;
 }
 
-std::int64_t StepPredictor::StepCost(const StepPlan& plan) const {
+std::int64_t StepPredictor::StepCost(const StepPlan& plan) {
   const bool any = std::find(plan.sparse.begin(), plan.sparse.end(), 1) != plan.sparse.end();
   std::int64_t cost = any ? SparseCost() : 0;
   for (std::size_t i = 0; i < extents_.size(); ++i) {
@@ -121,9 +130,8 @@ bool StepPredictor::PaysAlone(std::size_t request) {
   tables_.AddLoads(extents_[request], 1, one_);
   std::int64_t cost = SelectCost(SelectionOf(extents_[request])) * num_layers_;
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-    const auto cells =
-        std::span(one_).subspan(layer * tables_.cells_per_layer(), tables_.cells_per_layer());
-    cost += *std::max_element(cells.begin(), cells.begin() + num_ranks_) / num_ctas_;
+    divider_.Estimate(layer, one_, rank_sum_);
+    cost += *std::max_element(rank_sum_.begin(), rank_sum_.end()) / num_ctas_;
   }
   return cost < DenseCost(request);
 }
@@ -164,42 +172,42 @@ void StepPredictor::DropStarved(StepPlan* plan) {
   }
 }
 
-/// Prediction for the sparse requests together, before replicated groups are divided by blocks.
-std::int64_t StepPredictor::SparseCost() const {
-  std::int64_t cost = num_layers_ * (cost_.layer_ns + SelectCost(selection_));
-  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-    cost += LayerMakespan(layer, sums_);
-  }
+std::int64_t StepPredictor::SelectionTime() const {
+  return num_layers_ * (cost_.layer_ns + SelectCost(selection_));
+}
+
+/// Prediction for the sparse requests together, before replicas are cut.
+std::int64_t StepPredictor::SparseCost() {
+  std::int64_t cost = SelectionTime();
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) cost += LayerMakespan(layer);
   return cost;
 }
 
-/// Replicated groups count half on each of their ranks.
-std::int64_t StepPredictor::LayerMakespan(std::int64_t layer,
-                                          std::span<const std::int64_t> sums) const {
-  const std::int64_t first = layer * tables_.cells_per_layer();
+std::int64_t StepPredictor::LayerMakespan(std::int64_t layer) {
+  divider_.Estimate(layer, sums_, rank_sum_);
+  std::copy_n(longest_.begin() + layer * tables_.cells_per_layer(), num_ranks_,
+              rank_longest_.begin());
+  const std::span<const Replica> replicas = tables_.replicas(layer);
+  for (std::size_t k = 0; k < replicas.size(); ++k) {
+    for (const std::int32_t rank : replicas[k].rank) {
+      rank_longest_[rank] = std::max(rank_longest_[rank], longest_[tables_.ReplicaCell(layer, k)]);
+    }
+  }
   std::int64_t most = 0;
   for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
-    std::int64_t sum = sums[first + rank];
-    std::int64_t longest = longest_[first + rank];
-    std::int64_t cell = first + num_ranks_;
-    for (const Replica& replica : tables_.replicas(layer)) {
-      if (replica.rank[0] == rank || replica.rank[1] == rank) {
-        sum += sums[cell] / 2;
-        longest = std::max(longest, longest_[cell]);
-      }
-      ++cell;
-    }
-    most = std::max(most, MakespanOf(sum, longest));
+    most = std::max(most, MakespanOf(rank_sum_[rank], rank_longest_[rank]));
   }
   return most;
 }
 
-void StepPredictor::MakeBlocks(const StepPlan& plan) {
+void StepPredictor::MakeBlocks(StepPlan* plan) {
   blocks_.clear();
+  ranges_.clear();
   const std::int64_t size = tables_.query_block();
   for (std::size_t i = 0; i < extents_.size(); ++i) {
-    if (plan.sparse[i] == 0) continue;
+    if (plan->sparse[i] == 0) continue;
     const Extent& e = extents_[i];
+    ranges_.push_back({e, static_cast<std::int32_t>(blocks_.size())});
     for (std::int64_t b = tables_.FirstBlock(e); b < tables_.EndBlock(e); ++b) {
       const std::int64_t first = std::max(b * size, e.prefix);
       const std::int64_t end = std::min((b + 1) * size, e.end);
@@ -212,71 +220,42 @@ void StepPredictor::MakeBlocks(const StepPlan& plan) {
                          static_cast<std::int32_t>(visible * kPageTokens - end)});
     }
   }
+  plan->num_blocks = static_cast<std::int64_t>(blocks_.size());
 }
 
-/// Number of leading blocks whose loads in `cell` come closest to `wanted`; their loads in `given`.
-std::int32_t StepPredictor::DivideReplica(std::int64_t cell, std::int64_t wanted,
-                                          std::int64_t* given) const {
-  *given = 0;
-  std::int32_t count = 0;
-  for (const Block& block : blocks_) {
-    const std::int64_t load = tables_.BlockLoads(block.visible_pages)[cell];
-    if (*given + load - wanted > wanted - *given) break;
-    *given += load;
-    ++count;
-  }
-  return count;
-}
-
+/// Divides replicas; then predicts the ranks, and the step once more as it was divided.
 void StepPredictor::Divide(StepPlan* plan) {
   plan->rank_makespan_ns.resize(static_cast<std::size_t>(num_layers_ * num_ranks_));
+  std::int64_t slowest = 0;
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-    DivideLayer(layer);
+    divider_.Divide(layer, sums_, ranges_, rank_sum_);
     PredictRanks(layer, plan);
+    const auto first = plan->rank_makespan_ns.begin() + layer * num_ranks_;
+    slowest += *std::max_element(first, first + num_ranks_);
+  }
+  if (!divider_.any() || plan->num_blocks == 0) return;
+  plan->step_ns = SelectionTime() + slowest;
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    if (plan->sparse[i] == 0) plan->step_ns += DenseCost(i);
   }
 }
 
-/// Divides replicated groups such that the two ranks of each end up level, in order of slots;
-/// leaves the ranks' summed loads in rank_sum_.
-void StepPredictor::DivideLayer(std::int64_t layer) {
-  const std::int64_t first = layer * tables_.cells_per_layer();
-  std::copy_n(sums_.begin() + first, num_ranks_, rank_sum_.begin());
-  std::int64_t cell = first + num_ranks_;
-  for (const Replica& r : tables_.replicas(layer)) {
-    rank_sum_[r.rank[0]] += sums_[cell] / 2;
-    rank_sum_[r.rank[1]] += sums_[cell] - sums_[cell] / 2;
-    ++cell;
-  }
-  cell = first + num_ranks_;
-  std::int32_t* cut = cuts_.data() + layer * replicas_per_layer_;
-  for (const Replica& r : tables_.replicas(layer)) {
-    const std::int64_t total = sums_[cell];
-    std::int64_t& lower = rank_sum_[r.rank[0]];
-    std::int64_t& upper = rank_sum_[r.rank[1]];
-    lower -= total / 2;
-    upper -= total - total / 2;
-    const std::int64_t wanted = std::clamp((upper + total - lower) / 2, std::int64_t{0}, total);
-    std::int64_t given = 0;
-    *cut++ = DivideReplica(cell++, wanted, &given);
-    lower += given;
-    upper += total - given;
-  }
-}
-
-void StepPredictor::PredictRanks(std::int64_t layer, StepPlan* plan) const {
-  const std::int64_t first = layer * tables_.cells_per_layer();
+void StepPredictor::PredictRanks(std::int64_t layer, StepPlan* plan) {
+  std::copy_n(longest_.begin() + layer * tables_.cells_per_layer(), num_ranks_,
+              rank_longest_.begin());
   const std::span<const Replica> replicas = tables_.replicas(layer);
-  for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
-    std::int64_t longest = longest_[first + rank];
-    for (std::size_t k = 0; k < replicas.size(); ++k) {
-      const std::int32_t at = cut(layer, k);
-      const bool lower = replicas[k].rank[0] == rank && at > 0;
-      const bool upper = replicas[k].rank[1] == rank && at < plan->num_blocks;
-      if (lower || upper) {
-        longest = std::max(longest, longest_[first + num_ranks_ + static_cast<std::int64_t>(k)]);
-      }
+  for (std::size_t k = 0; k < replicas.size(); ++k) {
+    const Cut& at = cut(layer, k);
+    const bool computes[] = {at.block > 0 || at.heads != 0, at.block < plan->num_blocks};
+    for (const std::int32_t side : {0, 1}) {
+      if (!computes[side]) continue;
+      std::int64_t& longest = rank_longest_[replicas[k].rank[side]];
+      longest = std::max(longest, longest_[tables_.ReplicaCell(layer, k)]);
     }
-    plan->rank_makespan_ns[layer * num_ranks_ + rank] = MakespanOf(rank_sum_[rank], longest);
+  }
+  for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
+    plan->rank_makespan_ns[layer * num_ranks_ + rank] =
+        MakespanOf(rank_sum_[rank], rank_longest_[rank]);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "replica_divider.h"
 #include "shplb/step_planner.h"
 #include "step_tables.h"
 
@@ -36,12 +37,13 @@ struct SelectionWork {
 };
 
 /// What does not depend on the table contents: which requests run sparse, how replicated groups
-/// are divided, and how long each rank will take. Equal on every rank.
+/// are cut, and how long each rank will take. Equal on every rank.
 class StepPredictor {
  public:
   explicit StepPredictor(const StepPlannerConfig& config);
 
   const LoadTables& tables() const { return tables_; }
+  std::int64_t num_layers() const { return num_layers_; }
 
   /// Fills sparse, num_blocks, step_ns, dense_ns and rank_makespan_ns of the plan, and blocks() and
   /// cuts().
@@ -51,10 +53,7 @@ class StepPredictor {
   void DecodeLoads(std::span<const std::int64_t> kv_lens, std::span<std::int64_t> loads);
 
   std::span<const Block> blocks() const { return blocks_; }
-  /// Replica k of a layer: its lower rank computes blocks [0, cut), the other one the rest.
-  std::int32_t cut(std::int64_t layer, std::size_t k) const {
-    return cuts_[layer * replicas_per_layer_ + k];
-  }
+  const Cut& cut(std::int64_t layer, std::size_t k) const { return divider_.cut(layer, k); }
 
  private:
   void CheckBatch(std::span<const std::int64_t> prefix_lens,
@@ -64,21 +63,22 @@ class StepPredictor {
   void DropStarved(StepPlan* plan);
   bool PaysAlone(std::size_t request);
   SelectionWork SelectionOf(const Extent& e) const;
-  void MakeBlocks(const StepPlan& plan);
+  void MakeBlocks(StepPlan* plan);
+  void MakeDense(StepPlan* plan);
   void Divide(StepPlan* plan);
-  void DivideLayer(std::int64_t layer);
-  void PredictRanks(std::int64_t layer, StepPlan* plan) const;
-  std::int32_t DivideReplica(std::int64_t cell, std::int64_t wanted, std::int64_t* given) const;
-  std::int64_t StepCost(const StepPlan& plan) const;
-  std::int64_t SparseCost() const;
+  void PredictRanks(std::int64_t layer, StepPlan* plan);
+  std::int64_t StepCost(const StepPlan& plan);
+  std::int64_t SparseCost();
+  std::int64_t SelectionTime() const;
   std::int64_t DenseCost(std::size_t request) const;
   std::int64_t SelectCost(const SelectionWork& work) const;
-  std::int64_t LayerMakespan(std::int64_t layer, std::span<const std::int64_t> sums) const;
+  std::int64_t LayerMakespan(std::int64_t layer);
   std::int64_t MakespanOf(std::int64_t sum, std::int64_t longest) const {
     return std::max((sum + num_ctas_ - 1) / num_ctas_, longest);
   }
 
   LoadTables tables_;
+  ReplicaDivider divider_;
   std::int64_t num_layers_;
   std::int64_t num_ranks_;
   std::int64_t num_ctas_;
@@ -87,19 +87,19 @@ class StepPredictor {
   std::int64_t qo_heads_per_rank_;
   std::int64_t sink_pages_;
   std::int64_t local_pages_;
-  std::int64_t replicas_per_layer_;
   CostModel cost_;
   // Scratch of one step.
-  std::vector<Extent> extents_;         // [num_requests]
-  std::vector<std::int64_t> rows_;      // [num_requests], first row of q
-  std::vector<std::int64_t> sums_;      // [num_cells], of the sparse requests
-  std::vector<std::int64_t> longest_;   // [num_cells], of the sparse requests
-  std::vector<std::int64_t> one_;       // [num_cells]
-  std::vector<std::uint32_t> part_;     // [num_cells]
-  std::vector<std::int64_t> rank_sum_;  // [num_ranks]
-  SelectionWork selection_;             // of the sparse requests
+  std::vector<Extent> extents_;             // [num_requests]
+  std::vector<std::int64_t> rows_;          // [num_requests], first row of q
+  std::vector<std::int64_t> sums_;          // [num_cells], of the sparse requests
+  std::vector<std::int64_t> longest_;       // [num_cells], of the sparse requests
+  std::vector<std::int64_t> one_;           // [num_cells]
+  std::vector<std::uint32_t> part_;         // [num_cells]
+  std::vector<std::int64_t> rank_sum_;      // [num_ranks]
+  std::vector<std::int64_t> rank_longest_;  // [num_ranks]
+  SelectionWork selection_;                 // of the sparse requests
   std::vector<Block> blocks_;
-  std::vector<std::int32_t> cuts_;  // [num_layers, replicas_per_layer]
+  std::vector<BlockRange> ranges_;  // of the sparse requests
 };
 
 }  // namespace shplb::internal

@@ -109,7 +109,8 @@ void Validate(const StepPlannerConfig& c) {
 }
 
 LoadTables::LoadTables(const StepPlannerConfig& config)
-    : query_block_(TileShapeOf(config.head_dim).query_rows),
+    : num_ranks_(config.num_ranks),
+      query_block_(TileShapeOf(config.head_dim).query_rows),
       block_pages_(query_block_ / kPageTokens),
       kv_tile_(TileShapeOf(config.head_dim).kv_tokens) {
   FindReplicas(config);
@@ -127,8 +128,7 @@ LoadTables::LoadTables(const StepPlannerConfig& config)
       if (!twice) FillGroup(config, layer, group, first + i / config.num_slots);
     }
     for (std::size_t k = 0; k < replicas_[layer].size(); ++k) {
-      FillGroup(config, layer, replicas_[layer][k].group,
-                first + config.num_ranks + static_cast<std::int64_t>(k));
+      FillGroup(config, layer, replicas_[layer][k].group, ReplicaCell(layer, k));
     }
   }
   largest_block_load_ = *std::max_element(block_loads_.begin(), block_loads_.end());

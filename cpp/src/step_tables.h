@@ -36,6 +36,9 @@ class LoadTables {
   std::int64_t num_cells() const { return num_cells_; }
   std::int64_t cells_per_layer() const { return cells_per_layer_; }
   std::span<const Replica> replicas(std::int64_t layer) const { return replicas_[layer]; }
+  std::int64_t ReplicaCell(std::int64_t layer, std::size_t k) const {
+    return layer * cells_per_layer_ + num_ranks_ + static_cast<std::int64_t>(k);
+  }
 
   std::int64_t query_block() const { return query_block_; }
   std::int64_t FirstBlock(const Extent& e) const { return e.prefix / query_block_; }
@@ -58,6 +61,8 @@ class LoadTables {
   std::int64_t DenseLoad(const Extent& e) const;
   /// Sum of visible pages over the request's blocks.
   std::int64_t VisibleSum(const Extent& e) const;
+  /// Pages that a block which sees n keeps whatever the budget.
+  std::int64_t ForcedPages(const StepPlannerConfig& config, std::int64_t n) const;
 
  private:
   template <class T>
@@ -68,8 +73,8 @@ class LoadTables {
   void FillGroup(const StepPlannerConfig& config, std::int64_t layer, std::int64_t group,
                  std::int64_t cell);
   void FillPrefixSums(const StepPlannerConfig& config);
-  std::int64_t ForcedPages(const StepPlannerConfig& config, std::int64_t n) const;
 
+  std::int64_t num_ranks_;
   std::int64_t query_block_;
   std::int64_t block_pages_;
   std::int64_t kv_tile_;

@@ -48,7 +48,7 @@ RunWriter WorkScheduler::Begin(std::size_t num_lists, std::int32_t items_per_lis
 }
 
 void WorkScheduler::Schedule(WorkMethod method, const RunWriter& runs) {
-  num_items_ = static_cast<std::size_t>(runs.last()->end);
+  num_items_ = static_cast<std::size_t>(runs.num_items());
   if (sorted_.size() < num_items_) {
     sorted_.resize(num_items_);
     cta_.resize(num_items_);
@@ -68,10 +68,11 @@ void WorkScheduler::Sort(std::span<const WorkRun> runs) {
   tiles_ = 0;
   for (const WorkRun& run : runs) {
     const std::int32_t items = run.end - first;
+    first = run.end;
+    if (run.tiles == WorkRun::kNoItems) continue;
     histogram_[run.tiles & kSortMask] += items;
     tiles_ += std::int64_t{items} * run.tiles;
     largest = std::max(largest, run.tiles);
-    first = run.end;
   }
   const std::int32_t buckets = std::min(largest + 1, kSortBuckets);
   StartBuckets(buckets);
@@ -102,16 +103,18 @@ void WorkScheduler::SortByLowBits(std::span<const WorkRun> runs, WorkItem* to) {
   std::int32_t* const next = histogram_.data();
   std::int32_t first = 0;
   for (const WorkRun& run : runs) {
+    const std::int32_t items = run.end - first;
+    WorkItem item(run.tiles, first);
+    first = run.end;
+    if (run.tiles == WorkRun::kNoItems) continue;
     std::int32_t& start = next[run.tiles & kSortMask];
     WorkItem* at = to + start;
-    start += run.end - first;
+    start += items;
     WorkItem* const end = to + start;
-    WorkItem item(run.tiles, first);
     do {
       *at++ = item;
       ++item;
     } while (at < end);
-    first = run.end;
   }
 }
 

@@ -35,7 +35,9 @@ class WorkItem {
 /// Consecutive items of equal length, and where they end. Blocks that follow each other keep
 /// nearly the same number of pages, so there are often far fewer runs than items.
 struct WorkRun {
-  std::int32_t tiles;
+  static constexpr std::int32_t kNoItems = -1;
+
+  std::int32_t tiles;  // kNoItems: of lists that this GPU does not compute
   std::int32_t end;
 };
 
@@ -53,13 +55,20 @@ class RunWriter {
     end_ += items_per_list_;
     *run_ = {tiles, end_};
   }
+  /// A list without items; they keep their numbers.
+  void Skip() {
+    Add(WorkRun::kNoItems);
+    skipped_ += items_per_list_;
+  }
   const WorkRun* last() const { return run_; }
+  std::int32_t num_items() const { return end_ - skipped_; }
 
  private:
   WorkRun* run_;
   std::int32_t items_per_list_;
-  std::int32_t tiles_ = -1;
+  std::int32_t tiles_ = -2;
   std::int32_t end_ = 0;
+  std::int32_t skipped_ = 0;
 };
 
 /// Assigns work items to the CTAs of one GPU. Keeps its scratch, so that nothing is allocated once
@@ -114,10 +123,10 @@ class WorkScheduler {
   std::vector<WorkRun> runs_;  // after one that is empty
   std::vector<WorkItem> half_sorted_, sorted_;
   std::vector<std::int32_t> histogram_;
-  std::int64_t tiles_ = 0;           // of all items
-  std::vector<std::uint8_t> dealt_;  // by part of kDealRows rows; cta_ says nothing of these
-  std::vector<std::uint16_t> cta_;   // [num_items], by position in the descending order
-  std::vector<std::int32_t> order_;  // [num_items]
+  std::int64_t tiles_ = 0;              // of all items
+  std::vector<std::uint8_t> dealt_{0};  // by part of kDealRows rows; cta_ says nothing of these
+  std::vector<std::uint16_t> cta_;      // [num_items], by position in the descending order
+  std::vector<std::int32_t> order_;     // [num_items]
   std::vector<std::int32_t> count_, indptr_, next_;  // items per CTA, their positions
   std::vector<std::int64_t> load_;
   std::size_t num_items_ = 0;

@@ -9,6 +9,7 @@ from shplb.balance_aware import BalanceAwareBudgets, allocate_balance_aware
 from shplb.budget import Budgets, allocate_budgets
 from shplb.placement import Placement, place_heads
 from shplb.planner import CostModel, StepPlan, StepPlanner, WorkPlan, plan_work, work_plan_bytes
+from shplb.replicas import ReplicaPlacement, divide_replicas, place_replicas
 from shplb.simulator import Simulation, simulate
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "Infeasible",
     "InvalidArgument",
     "Placement",
+    "ReplicaPlacement",
     "Simulation",
     "StepPlan",
     "StepPlanner",
@@ -27,7 +29,9 @@ __all__ = [
     "__version__",
     "allocate_balance_aware",
     "allocate_budgets",
+    "divide_replicas",
     "place_heads",
+    "place_replicas",
     "plan_work",
     "simulate",
     "work_plan_bytes",

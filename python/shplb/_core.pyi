@@ -37,6 +37,16 @@ class Placement:
     @property
     def lower_bound(self) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]: ...
 
+class ReplicaPlacement:
+    @property
+    def slot_groups(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def rank_loads(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def imbalance(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def lower_bound(self) -> npt.NDArray[np.int64]: ...
+
 def allocate_budgets(
     curves: npt.NDArray[np.float64],
     densities: npt.NDArray[np.float64],
@@ -69,6 +79,14 @@ def place_heads(
     equal_count: bool = True,
     method: str = "auto",
 ) -> Placement: ...
+def place_replicas(
+    loads: npt.NDArray[np.int64],
+    num_ranks: int,
+    num_replicas: int,
+    *,
+    method: str = "auto",
+) -> ReplicaPlacement: ...
+def divide_replicas(loads: npt.NDArray[np.int64], slot_groups: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]: ...
 
 class CostModel:
     def __init__(

@@ -53,7 +53,7 @@ class StepPlanner:
                 query block may keep when it sees n pages; 0 at n = 0, else in [1, n] (``BudgetTable.pages``).
             slot_groups: int32 ``[num_layers, num_ranks, num_slots]``, logical KV group in each slot of each rank
                 (``ServingPlan.physical_to_logical`` in that shape). A group may have a second copy on another rank;
-                the two then divide its query blocks, step by step.
+                the two then divide its work items (query blocks x heads), step by step.
             rank: whose tables ``plan`` writes.
             sink_pages, local_pages: kept whatever the budget, as are the pages of the diagonal.
             shared_lists: one page list per KV group, as long as its longest head's, instead of one per query head.
@@ -102,12 +102,14 @@ class StepPlanner:
             ``.plan_info[layer]`` is what FlashInfer's sm90 kernel takes, given a copy of ``out`` as its int
             workspace; ``int32 [num_lists + 1]`` at ``.list_indptr_offset[layer]`` says where page selection puts the
             pages of list ``j * num_blocks + b`` (query head j of this rank, or KV slot j under ``shared_lists``; block
-            b). Requests with ``.sparse[i] == 0`` are not in the tables. Nothing is left of an earlier plan.
+            b). Requests with ``.sparse[i] == 0`` are not in the tables. Of a group that another
+            rank holds, too, only blocks in ``.owned_blocks[layer, j]`` (half-open) are: other lists are empty and have
+            no work item. Nothing is left of an earlier plan.
         """
         return self._core.plan(prefix_lens, new_lens, out, mode)
 
     def predict(self, prefix_lens: Int64Array, new_lens: Int64Array, mode: Mode = "auto") -> StepPlan:
-        """``plan`` without tables: sparse, num_blocks, rank_makespan_ns, step_ns and dense_ns."""
+        """``plan`` without tables: sparse, num_blocks, owned_blocks, rank_makespan_ns, step_ns and dense_ns."""
         return self._core.predict(prefix_lens, new_lens, mode)
 
     def decode_loads(self, kv_lens: Int64Array) -> Int64Array:

@@ -7,6 +7,7 @@
 #include "shplb/balance_aware.h"
 #include "shplb/budget.h"
 #include "shplb/placement.h"
+#include "shplb/replica_placement.h"
 #include "shplb/simulate.h"
 #include "shplb/work_plan.h"
 
@@ -90,6 +91,27 @@ std::uint64_t PlacementDigest(std::uint64_t seed) {
   return digest.value();
 }
 
+std::uint64_t ReplicaDigest(std::uint64_t seed) {
+  Random random(seed);
+  ReplicaProblem p;
+  p.num_ranks = 2 + random.Below(4);
+  p.num_layers = 1 + random.Below(3);
+  p.method = static_cast<ReplicaMethod>(random.Below(3));
+  const std::int64_t per_rank = 1 + random.Below(p.num_ranks == 2 ? 3 : 1);
+  p.num_units = p.num_ranks * per_rank;
+  p.num_replicas = random.Below(per_rank + 1);
+  std::vector<std::int64_t> loads(static_cast<std::size_t>(p.num_layers * p.num_units));
+  for (auto& load : loads) load = random.Skewed(30);
+  p.loads = loads;
+  const ReplicaPlacement placement = PlaceReplicas(p);
+  Digest digest;
+  digest.Add(placement.slot_units);
+  digest.Add(placement.rank_loads);
+  digest.Add(placement.lower_bound);
+  digest.Add(DivideReplicas(loads, placement.slot_units, p.num_layers, p.num_units, p.num_ranks));
+  return digest.value();
+}
+
 std::uint64_t WorkDigest(std::uint64_t seed) {
   Random random(seed);
   const auto items = static_cast<std::size_t>(random.Skewed(13));
@@ -151,7 +173,8 @@ std::uint64_t DigestOfCore(int rounds, std::uint64_t order_seed) {
   for (const int round : order) {
     const auto seed = static_cast<std::uint64_t>(round) + 1;
     sum += BudgetDigest(seed) + 3 * PlacementDigest(seed) + 5 * WorkDigest(seed) +
-           7 * StepDigest(seed, &planners[round % 2]) + 11 * BalanceDigest(seed);
+           7 * StepDigest(seed, &planners[round % 2]) + 11 * BalanceDigest(seed) +
+           13 * ReplicaDigest(seed);
   }
   return sum;
 }

@@ -199,38 +199,6 @@ def test_dense_or_sparse_goes_by_makespan():
     assert both.step_ns <= everything.dense_ns
 
 
-def test_replicas_divide_their_blocks_and_level_the_ranks():
-    # Group 0 on both ranks; rank 1 also holds a fourth group, rank 0 a third one.
-    slots = np.tile(np.array([[[0, 1, 2], [0, 3, 4]]], dtype=np.int32), (4, 1, 1))
-    prefix, new = np.array([122880]), np.array([8192])
-    plans = []
-    for rank in range(2):
-        planner = planner_of(rank=rank, groups=5, slots=slots, seed=3)
-        out = aligned(planner.buffer_bytes(1, 8192))
-        plan = planner.plan(prefix, new, out, "sparse")
-        plans.append((plan, out))
-    for layer in range(4):
-        first, second = (plan.owned_blocks[layer] for plan, _ in plans)
-        assert first[0][0] == 0
-        assert first[0][1] == second[0][0]
-        assert second[0][1] == plans[0][0].num_blocks
-        assert first[1].tolist() == second[2].tolist() == [0, 64]
-        for plan, out in plans:
-            lengths = np.diff(int32_at(out, plan.list_indptr_offset[layer], plan.num_lists + 1)).reshape(12, 64)
-            begin, end = plan.owned_blocks[layer, 0]
-            assert (lengths[:4, begin:end] > 0).all()
-            assert (lengths[:4, :begin] == 0).all()
-            assert (lengths[:4, end:] == 0).all()
-            kv_len = int32_at(out, plan.plan_info[layer][4], plan.num_items)
-            assert (kv_len == 0).sum() == 4 * (64 - (end - begin))
-    spread = plans[0][0].rank_makespan_ns
-    whole = np.tile(np.array([[[0, 1, 2], [3, 4, 5]]], dtype=np.int32), (4, 1, 1))
-    assert whole.shape == slots.shape
-    divided = (first[0][1] > 0) and (first[0][1] < 64)
-    if divided:
-        assert spread.max(axis=1)[-1] <= 1.03 * spread.mean(axis=1)[-1]
-
-
 def test_decode_loads_add_up():
     planner = planner_of()
     lens = np.array([100, 5000, 131071])

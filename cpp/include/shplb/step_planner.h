@@ -49,7 +49,7 @@ struct StepPlan {
   std::vector<std::uint8_t> sparse;  // [num_requests], 0: this request belongs to the stock path
   std::int64_t num_blocks = 0;       // of the sparse requests
   std::int64_t num_lists = 0;        // per layer
-  std::int64_t num_items = 0;        // per layer
+  std::int64_t num_items = 0;        // per layer, at most: a replica's lists have items on one rank
   std::int64_t num_bytes = 0;        // of the buffer that are in use
   // Byte offsets of int32 arrays that all layers share.
   std::int64_t block_request_offset = 0;    // [num_blocks], index into the batch
@@ -63,8 +63,8 @@ struct StepPlan {
   std::vector<std::int64_t> list_pages;        // [num_layers], sum of list lengths
   std::vector<std::int64_t> cta_makespan_ns;   // [num_layers], this rank's as scheduled
   std::vector<std::int64_t> rank_makespan_ns;  // [num_layers, num_ranks], predicted, all ranks
-  /// [num_layers, num_slots, 2]: blocks [first, end) of each slot that this rank computes: all, or
-  /// a part where the group has a replica. Lists of other blocks are empty, their output is 0.
+  /// [num_layers, list heads, 2]: blocks [first, end) that this rank computes: all, or a part where
+  /// the group has a replica. Lists of other blocks are empty and have no work item.
   std::vector<std::int32_t> owned_blocks;
   std::int64_t step_ns = 0;   // predicted attention time of this step as planned, all layers
   std::int64_t dense_ns = 0;  // the same with every request on the stock path
@@ -83,6 +83,8 @@ class StepPlanner {
   std::int64_t num_layers() const;
   std::int64_t num_ranks() const;
   std::int64_t num_slots() const;
+  /// Of this rank: query heads, or KV slots under shared lists.
+  std::int64_t num_list_heads() const;
 
   /// Bytes that suffice for any step of up to this many requests and new tokens.
   std::int64_t BufferBytes(std::int64_t num_requests, std::int64_t num_new_tokens) const;
@@ -93,8 +95,8 @@ class StepPlanner {
   void Plan(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
             StepMode mode, std::span<std::byte> buffer, StepPlan* plan);
 
-  /// Predictions of Plan() alone: sparse, rank_makespan_ns, step_ns, dense_ns, num_blocks.
-  /// O(layers * ranks * (requests + blocks)).
+  /// Predictions of Plan() alone: sparse, owned_blocks, rank_makespan_ns, step_ns, dense_ns,
+  /// num_blocks. O(layers * ranks * (requests + blocks)).
   void Predict(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
                StepMode mode, StepPlan* plan);
 

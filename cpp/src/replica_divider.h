@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "leveller.h"
+#include "shplb/step_planner.h"
+#include "step_tables.h"
+
+namespace shplb::internal {
+
+/// New tokens of one sparse request, and the number of its first block.
+struct BlockRange {
+  Extent extent;
+  std::int32_t first_block;
+};
+
+/// Where the items of a replica are cut: its lower rank computes the blocks before `block`, and of
+/// that block the list heads of the group whose bit is set (of the first 64); the other rank the
+/// rest.
+struct Cut {
+  std::int32_t block = 0;
+  std::uint64_t heads = 0;
+
+  std::int32_t EndOf(std::int64_t head) const {
+    return block + (head < 64 && (heads >> head & 1) != 0 ? 1 : 0);
+  }
+};
+
+/// Divides the items of replicated groups between their two ranks, layer by layer. Scratch and
+/// tables of its own; from loads alone, so equal on every rank.
+class ReplicaDivider {
+ public:
+  ReplicaDivider(const StepPlannerConfig& config, const LoadTables& tables);
+
+  bool any() const { return most_ > 0; }
+
+  /// load[num_ranks] from `sums` [num_cells] with replicas divided as is best in the longest
+  /// context: close to what Divide comes to.
+  void Estimate(std::int64_t layer, std::span<const std::int64_t> sums,
+                std::span<std::int64_t> load) const;
+
+  /// Cuts every replica of a layer and leaves the ranks' loads in `load` [num_ranks].
+  void Divide(std::int64_t layer, std::span<const std::int64_t> sums,
+              std::span<const BlockRange> ranges, std::span<std::int64_t> load);
+
+  const Cut& cut(std::int64_t layer, std::size_t k) const { return cuts_[layer * most_ + k]; }
+
+ private:
+  void FillTables(const StepPlannerConfig& config);
+  void FillShares(const StepPlannerConfig& config);
+  /// Own work, and replicas as `shares_` says.
+  void Share(std::int64_t layer, std::span<const std::int64_t> sums, std::span<std::int64_t> load);
+  std::int64_t FirstPart(std::int64_t layer, std::size_t k, std::int64_t total) const {
+    return (total >> kShareBits) * shares_[layer * most_ + k];
+  }
+  void CutReplicas(std::int64_t layer, std::span<const BlockRange> ranges,
+                   std::span<std::int64_t> load);
+  /// The cut whose lower part is closest to `wanted`; that part's load in `given`.
+  Cut FindCut(std::int64_t layer, std::size_t k, std::span<const BlockRange> ranges,
+              std::int64_t wanted, std::int64_t* given) const;
+  /// Adds what of block `block` comes closest to `wanted`.
+  Cut CutBlock(std::int64_t layer, std::size_t k, const BlockRange& range, std::int64_t block,
+               std::int64_t wanted, std::int64_t* given) const;
+  std::int64_t ItemLoad(std::int64_t row, std::int64_t visible_pages) const;
+
+  static constexpr int kShareBits = 16;
+
+  const LoadTables& tables_;
+  std::int64_t most_ = 0;  // replicas of a layer
+  std::int64_t num_ranks_;
+  std::int64_t kv_tile_;
+  std::int64_t item_ns_;
+  std::int64_t kv_tile_ns_;
+  std::int64_t list_heads_;      // of a group
+  std::int64_t items_per_list_;  // query heads that share a list
+  std::int64_t stride_;          // max_pages + 1
+  std::int64_t sum_stride_;      // full blocks + 1
+  // Indexed by replica: layer * most_ + k.
+  std::vector<std::int64_t> sums_;    // [replicas, sum_stride_], loads of the first full blocks
+  std::vector<std::uint16_t> kept_;   // [replicas, list_heads_, stride_], pages, forced ones too
+  std::vector<std::int64_t> shares_;  // [replicas], of the lower rank, in 2^-16
+  std::vector<Cut> cuts_;             // [replicas]
+  Leveller leveller_;
+  std::vector<SharedLoad> shared_;
+};
+
+}  // namespace shplb::internal
