@@ -8,6 +8,7 @@ import numpy as np
 from shplb.budget import Objective, Scope, allocate_budgets
 from shplb.placement import place_heads
 from shplb.profile import HeadProfile
+from shplb.replicas import place_replicas
 from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
 
 #: A budget is above 0; the pages that are always kept make it a list.
@@ -91,8 +92,11 @@ def stack_lengths(densities: list[np.ndarray], profile: HeadProfile) -> np.ndarr
     return budgets
 
 
-def placed_order(loads: np.ndarray, tp_size: int) -> np.ndarray:
-    """int32 [num_layers, num_kv_heads]: the KV group in each slot when ``loads`` (same shape, int64) are placed."""
+def placed_order(loads: np.ndarray, tp_size: int, replicas: int = 0) -> np.ndarray:
+    """int32 [num_layers, num_kv_heads + tp_size * replicas]: the KV group in each slot when ``loads``, int64
+    [num_layers, num_kv_heads], are placed, with ``replicas`` more slots per rank than whole groups need."""
+    if replicas:
+        return np.asarray(place_replicas(loads, tp_size, replicas).slot_groups).reshape(len(loads), -1)
     return slot_order(place_heads(loads, tp_size).head_to_rank)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from shplb.budget import Objective, Scope
 from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
 from shplb.model import Fingerprint, ModelShape
+from shplb.replicas import divide_replicas
 from shplb.sparsity import BudgetTable, SparsityRule, query_block_size
 
 KIND = "ServingPlan"
@@ -27,11 +28,13 @@ class ServingPlan(msgspec.Struct, frozen=True):
         lengths: int64 [num_lengths], ascending tokens.
         budgets: float64 [num_layers, num_qo_heads, num_lengths], share of visible pages kept, in (0, 1];
             heads in the model's own (logical) order.
-        physical_to_logical: int32 [num_layers, num_kv_heads]; KV group in slot p of layer l, where rank r owns the
-            slots [r*n, (r+1)*n), n = num_kv_heads / tp_size. Named as in EPLB.
+        physical_to_logical: int32 [num_layers, tp_size * num_slots]; KV group in slot p of layer l, where rank r owns
+            the slots [r*n, (r+1)*n), n = num_slots. Named as in EPLB.
         loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
         balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would
             have at the same work of the slowest ranks. Files from before this field have it false.
+        replicas: slots that every rank has beyond num_kv_heads / tp_size. A group in two slots, on different ranks, is
+            a replica: the two divide its work at every step. Files from before this field have 0.
     """
 
     model: ModelShape
@@ -48,11 +51,23 @@ class ServingPlan(msgspec.Struct, frozen=True):
     physical_to_logical: np.ndarray
     loads: np.ndarray
     balance_aware: bool = False
+    replicas: int = 0
+
+    @property
+    def num_slots(self) -> int:
+        """KV groups that every rank holds."""
+        return self.model.num_kv_heads // self.tp_size + self.replicas
+
+    @property
+    def copied(self) -> np.ndarray:
+        """bool, shape of ``physical_to_logical``: slots whose group another rank holds, too."""
+        slots = self.physical_to_logical
+        return np.asarray([np.bincount(row, minlength=self.model.num_kv_heads)[row] == 2 for row in slots])
 
     @property
     def permutes(self) -> bool:
-        """True when some layer's KV groups are not in the model's own order."""
-        return bool(np.any(self.physical_to_logical != self.own_order))
+        """True when some layer's KV groups are not in the model's own order, or some are copied."""
+        return self.replicas > 0 or bool(np.any(self.physical_to_logical != self.own_order))
 
     @property
     def own_order(self) -> np.ndarray:
@@ -63,18 +78,30 @@ class ServingPlan(msgspec.Struct, frozen=True):
         return BudgetTable(self.budgets, self.lengths, self.rule, max_tokens)
 
     def local_kv_heads(self, rank: int) -> np.ndarray:
-        """int32 [num_layers, num_kv_heads / tp_size]: logical KV groups that ``rank`` holds, slot by slot."""
-        count = self.model.num_kv_heads // self.tp_size
+        """int32 [num_layers, num_slots]: logical KV groups that ``rank`` holds, slot by slot."""
+        count = self.num_slots
         return self.physical_to_logical[:, rank * count : (rank + 1) * count]
 
     def local_qo_heads(self, rank: int) -> np.ndarray:
-        """int32 [num_layers, num_qo_heads / tp_size]: logical query heads of ``rank`` in its own order."""
+        """int32 [num_layers, num_slots * group_size]: logical query heads of ``rank`` in its own order."""
         return expand_groups(self.local_kv_heads(rank), self.model.group_size)
+
+    def copied_qo_heads(self, rank: int) -> np.ndarray:
+        """bool [num_layers, num_slots * group_size]: query heads of ``rank`` that another rank holds, too."""
+        slots = self.copied[:, rank * self.num_slots : (rank + 1) * self.num_slots]
+        return np.repeat(slots, self.model.group_size, axis=1)
 
     def rank_loads(self, loads: np.ndarray, *, contiguous: bool = False) -> np.ndarray:
         """[num_layers, tp_size] from ``loads`` [num_layers, num_kv_heads] of logical groups, in the same unit:
-        as placed, or as stock SGLang would shard."""
+        as placed, with replicas (of int64 loads) divided best, or as stock SGLang would shard."""
+        if self.replicas and not contiguous:
+            return divide_replicas(loads, self.slot_groups)
         return rank_sums(loads, self.own_order if contiguous else self.physical_to_logical, self.tp_size)
+
+    @property
+    def slot_groups(self) -> np.ndarray:
+        """int32 [num_layers, tp_size, num_slots]: ``physical_to_logical`` as the step planner takes it."""
+        return np.ascontiguousarray(self.physical_to_logical.reshape(self.model.num_layers, self.tp_size, -1))
 
     def save(self, path: Path) -> str:
         """Write atomically; returns the content hash."""
@@ -103,11 +130,12 @@ class ServingPlan(msgspec.Struct, frozen=True):
             raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); make the plan again.") from None
         lengths = require_array(path, tensors, "lengths", "int64", (-1,))
         layers, groups = model.num_layers, model.num_kv_heads
+        slots = groups + header.tp_size * header.replicas
         plan = cls(
             **{name: getattr(header, name) for name in header.__struct_fields__},
             lengths=lengths,
             budgets=require_array(path, tensors, "budgets", "float64", (layers, model.num_qo_heads, len(lengths))),
-            physical_to_logical=require_array(path, tensors, "physical_to_logical", "int32", (layers, groups)),
+            physical_to_logical=require_array(path, tensors, "physical_to_logical", "int32", (layers, slots)),
             loads=require_array(path, tensors, "loads", "int64", (layers, groups)),
         )
         plan.validate(path)
@@ -115,7 +143,6 @@ class ServingPlan(msgspec.Struct, frozen=True):
 
     def validate(self, path: Path) -> None:
         """Check value ranges; FileFormatError naming what is wrong."""
-        whole = np.sort(self.physical_to_logical, axis=1)
         checks = {
             "lengths": len(self.lengths) > 0
             and 0 < self.lengths[0] <= self.lengths[-1] <= _MOST_TOKENS
@@ -127,7 +154,8 @@ class ServingPlan(msgspec.Struct, frozen=True):
             and max(self.rule.sink_pages, self.rule.local_pages, self.rule.floor_pages) <= _MOST_PAGES
             and self.rule.dense_below_tokens <= _MOST_TOKENS,
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
-            "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
+            "replicas": self.replicas >= 0,
+            "physical_to_logical": self.tp_size > 0 and self._slots_are_good(),
             "loads": bool(np.all(self.loads >= 0)),
             "balance_aware": not self.balance_aware or self.objective == "min_error",
             "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
@@ -135,6 +163,16 @@ class ServingPlan(msgspec.Struct, frozen=True):
         for name, good in checks.items():
             if not good:
                 raise FileFormatError(f"{path}: '{name}' holds values out of range; make the plan again.")
+
+    def _slots_are_good(self) -> bool:
+        """Every KV group in one slot, or in two on different ranks."""
+        if not self.replicas:
+            return bool(np.all(np.sort(self.physical_to_logical, axis=1) == np.arange(self.model.num_kv_heads)))
+        try:
+            divide_replicas(np.zeros_like(self.loads), self.slot_groups)
+        except ValueError:
+            return False
+        return True
 
 
 class _Header(msgspec.Struct):
@@ -148,6 +186,7 @@ class _Header(msgspec.Struct):
     profile_hash: str
     versions: dict[str, str]
     balance_aware: bool = False
+    replicas: int = 0
 
 
 def rank_sums(values: np.ndarray, order: np.ndarray, num_ranks: int) -> np.ndarray:

@@ -23,8 +23,8 @@ def planner_of(
 ) -> StepPlanner:
     """A planner for the plan's model and rule, with heads where ``order`` puts them.
 
-    keep_pages: ``plan.budget_table(...).pages``; order: int32 ``[num_layers, num_kv_heads]``, the KV group in each
-    slot, which is cut into ``num_ranks`` equal ranks; the rest as ``StepPlanner`` takes it.
+    keep_pages: ``plan.budget_table(...).pages``; order: int32 ``[num_layers, slots of all ranks]``, the KV group in
+    each slot, which is cut into ``num_ranks`` equal ranks; the rest as ``StepPlanner`` takes it.
     """
     return StepPlanner(
         num_kv_heads=plan.model.num_kv_heads,

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from shplb.allocation import Allocation, allocate_apart
+from shplb.allocation import Allocation, allocate_apart, placed_order
 from shplb.allocation_together import allocate_together
 from shplb.budget import Objective, Scope
 from shplb.model import ModelShape
@@ -31,17 +31,23 @@ class PlanMaker:
         scope: Scope = "model",
         dense_below_tokens: int | None = None,
         balance_aware: bool = False,
+        replicas: int = 0,
     ) -> None:
-        """``balance_aware`` solves budgets and placement together instead of one after the other.
+        """``balance_aware`` solves budgets and placement together instead of one after the other; ``replicas`` gives
+        each rank so many more KV-group slots per layer, for second copies.
 
-        PlanningError where ``tp_size`` does not divide the KV heads, or balance-aware budgets are asked for with
-        another objective than ``min_error``.
+        PlanningError where ``tp_size`` does not divide the KV heads, replicas do not fit, or balance-aware budgets are
+        asked for with another objective than ``min_error``, or with replicas.
         """
         if balance_aware and objective != "min_error":
             raise PlanningError(
                 f"--balance-aware minimises output error, but --objective is {objective}: leave one of them out."
             )
         check_tp_size(profile.model, tp_size)
+        check_replicas(profile.model, tp_size, replicas)
+        if balance_aware and replicas:
+            raise PlanningError("--balance-aware gives idle ranks budget, --replicas gives them work: leave one out.")
+        self.replicas = replicas
         self.profile = profile
         self.tp_size = tp_size
         self.objective: Objective = objective
@@ -83,9 +89,12 @@ class PlanMaker:
             versions={"shplb": version("shplb")},
             lengths=self.profile.lengths,
             budgets=made.budgets,
-            physical_to_logical=made.physical_to_logical,
+            physical_to_logical=placed_order(made.loads, self.tp_size, self.replicas)
+            if self.replicas
+            else made.physical_to_logical,
             loads=made.loads,
             balance_aware=self.balance_aware,
+            replicas=self.replicas,
         )
 
 
@@ -98,6 +107,7 @@ def make_plan(
     scope: Scope = "model",
     dense_below_tokens: int | None = None,
     balance_aware: bool = False,
+    replicas: int = 0,
 ) -> ServingPlan:
     """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks; see :class:`PlanMaker`.
 
@@ -112,6 +122,7 @@ def make_plan(
         scope=scope,
         dense_below_tokens=dense_below_tokens,
         balance_aware=balance_aware,
+        replicas=replicas,
     )
     return maker.plan(density)
 
@@ -122,6 +133,16 @@ def check_tp_size(model: ModelShape, tp_size: int) -> None:
         raise PlanningError(
             f"{model.num_kv_heads} KV heads can't be placed on {tp_size} ranks in equal counts: choose a --tp that "
             "divides them, or pad the model first (shplb pad)."
+        )
+
+
+def check_replicas(model: ModelShape, tp_size: int, replicas: int) -> None:
+    """PlanningError unless each of ``tp_size`` ranks can hold ``replicas`` more groups without a third copy."""
+    most = model.num_kv_heads // tp_size if tp_size > 1 else 0
+    if not 0 <= replicas <= most:
+        raise PlanningError(
+            f"--replicas is {replicas}, expected 0 to {most}: on {tp_size} rank(s) no more of the "
+            f"{model.num_kv_heads} KV groups can have a second copy."
         )
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shplb.allocation import placed_order
 from shplb.placement import place_heads
 from shplb.plan import ServingPlan
 from shplb.plan_planner import NUM_CTAS, planner_of
 from shplb.planner import CostModel
+from shplb.replicas import place_replicas
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
 
@@ -29,8 +31,9 @@ class PromptPrediction:
     Attributes:
         dense_ms: every chunk on the stock path.
         contiguous_ms: the plan's budgets, heads as stock SGLang shards them.
-        placed_ms: the plan as it is.
-        bound_ms: no placement of whole KV groups in equal counts takes less, if the chunks that run sparse stay so.
+        placed_ms: the plan as it is, replicas divided step by step.
+        whole_ms: the plan's budgets, whole KV groups placed, none copied; ``placed_ms`` where the plan has no replicas.
+        bound_ms: no placement in as many slots takes less, if the chunks that run sparse stay so.
         sparse_chunks, chunks: how many chunks run sparse as placed, of how many.
         extrapolated: the prompt is longer than any the profile measured.
     """
@@ -43,6 +46,7 @@ class PromptPrediction:
     sparse_chunks: int
     chunks: int
     extrapolated: bool
+    whole_ms: float
 
 
 def predict_prompt(plan: ServingPlan, tokens: int | None = None, cost: CostModel | None = None) -> PromptPrediction:
@@ -56,19 +60,21 @@ def predict_prompt(plan: ServingPlan, tokens: int | None = None, cost: CostModel
     pages = _pages(plan, tokens)
     contiguous = _simulate(plan, pages, plan.own_order, tokens, cost)
     placed = _simulate(plan, pages, plan.physical_to_logical, tokens, cost)
+    whole = _simulate(plan, pages, placed_order(plan.loads, plan.tp_size), tokens, cost) if plan.replicas else placed
     sparse = placed.num_sparse > 0
     bound_ns = int(placed.step_ns.sum())
     if sparse.any():
         bound_ns += _bound_ns(plan, pages, tokens, cost, sparse) - int(placed.makespan_ns.sum())
     return PromptPrediction(
         tokens=tokens,
-        dense_ms=float(placed.dense_ns.sum()) * 1e-6,
+        dense_ms=float(contiguous.dense_ns.sum()) * 1e-6,
         contiguous_ms=float(contiguous.step_ns.sum()) * 1e-6,
         placed_ms=float(placed.step_ns.sum()) * 1e-6,
         bound_ms=bound_ns * 1e-6,
         sparse_chunks=int(sparse.sum()),
         chunks=len(sparse),
         extrapolated=tokens > longest,
+        whole_ms=float(whole.step_ns.sum()) * 1e-6,
     )
 
 
@@ -113,4 +119,8 @@ def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, cost: CostModel
     loads = np.zeros(own.shape, dtype=np.int64)
     for prefix, new in zip(*(part[sparse] for part in _chunks(tokens)), strict=True):
         loads += planner.predict(np.array([prefix]), np.array([new]), "sparse").rank_makespan_ns
-    return int(np.asarray(place_heads(loads, plan.tp_size).lower_bound).sum()) // NUM_CTAS
+    if plan.replicas:
+        bounds = place_replicas(loads, plan.tp_size, plan.replicas, method="greedy").lower_bound
+    else:
+        bounds = np.asarray(place_heads(loads, plan.tp_size).lower_bound)
+    return int(bounds.sum()) // NUM_CTAS

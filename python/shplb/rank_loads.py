@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shplb.allocation import placed_order
 from shplb.placement import place_heads
-from shplb.plan import ServingPlan
+from shplb.plan import ServingPlan, rank_sums
+from shplb.replicas import place_replicas
 
 
 def imbalance(loads: np.ndarray) -> float:
@@ -18,19 +20,32 @@ def imbalance(loads: np.ndarray) -> float:
 @dataclass(frozen=True)
 class RankLoads:
     """Loads [num_layers, tp_size] in the plan's unit, before and after placement, and the lower bound [num_layers] on
-    the largest load of a layer under equal counts (``place_heads``)."""
+    the largest load of a layer under equal counts (``place_heads``, ``place_replicas``).
+
+    ``placed`` is the plan, with replicas divided best; ``whole`` what whole groups alone come to, the same without
+    replicas."""
 
     contiguous: np.ndarray
     placed: np.ndarray
     bound: np.ndarray
+    whole: np.ndarray
 
     @classmethod
     def of(cls, plan: ServingPlan) -> "RankLoads":
-        return cls(
-            contiguous=plan.rank_loads(plan.loads, contiguous=True),
-            placed=plan.rank_loads(plan.loads),
-            bound=np.asarray(place_heads(plan.loads, plan.tp_size).lower_bound),
-        )
+        contiguous, placed = plan.rank_loads(plan.loads, contiguous=True), plan.rank_loads(plan.loads)
+        if not plan.replicas:
+            bound = np.asarray(place_heads(plan.loads, plan.tp_size).lower_bound)
+            return cls(contiguous, placed, bound, placed)
+        copied = place_replicas(plan.loads, plan.tp_size, plan.replicas, method="greedy")
+        whole = rank_sums(plan.loads, placed_order(plan.loads, plan.tp_size), plan.tp_size)
+        return cls(contiguous, placed, copied.lower_bound, whole)
+
+    @property
+    def rows(self) -> list[tuple[str, np.ndarray]]:
+        """Name and loads of every way to place heads that is worth showing, the plan's own last."""
+        if self.whole is self.placed:
+            return [("contiguous", self.contiguous), ("placed", self.placed)]
+        return [("contiguous", self.contiguous), ("placed", self.whole), ("replicas", self.placed)]
 
     @property
     def bound_imbalance(self) -> float:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from shplb.plan import ServingPlan, expand_groups
 from shplb.prediction import PromptPrediction, predict_prompt
+from shplb.replica_price import price_of
 from shplb.show_prediction import print_prediction
 
 _SHADES = " ░▒▓█"
@@ -31,12 +32,14 @@ def print_plan(plan: ServingPlan, console: Console, prediction: PromptPrediction
         "needed shares shrink with length"
     )
     print_prediction(plan, predict_prompt(plan) if prediction is None else prediction, console)
+    if plan.replicas:
+        console.print(price_of(plan).text, highlight=False)
 
 
 def print_head_map(plan: ServingPlan, console: Console) -> None:
     """One line per layer, one cell per query head, darker where the head keeps more pages; "|" between ranks."""
     console.print("share of pages kept per head, heads as placed on ranks ('|' between ranks, '-' is padding):")
-    count = plan.model.num_qo_heads // plan.tp_size
+    count = plan.num_slots * plan.model.group_size
     order = expand_groups(plan.physical_to_logical, plan.model.group_size)
     inert = plan.model.inert_qo_heads
     for layer, heads in enumerate(order.tolist()):

@@ -26,11 +26,9 @@ def print_prediction(plan: ServingPlan, prediction: PromptPrediction, console: C
     if plan.tp_size == 1:
         table.add_row("this plan", f"{p.placed_ms:.3f}")
     else:
-        for name, time_ms, ranks in (
-            ("contiguous", p.contiguous_ms, loads.contiguous),
-            ("placed", p.placed_ms, loads.placed),
-        ):
-            table.add_row(name, f"{time_ms:.3f}", *_shares(ranks), f"{imbalance(ranks):.3f}")
+        times = {"contiguous": p.contiguous_ms, "placed": p.whole_ms, "replicas": p.placed_ms}
+        for name, ranks in loads.rows:
+            table.add_row(name, f"{times[name]:.3f}", *_shares(ranks), f"{imbalance(ranks):.3f}")
         blanks = [""] * len(_shares(loads.placed))
         table.add_row("lower bound", f"{p.bound_ms:.3f}", *blanks, f"{loads.bound_imbalance:.3f}")
     console.print(table)

@@ -94,17 +94,18 @@ def compare_placements(
     cost: StepCost,
     model: CostModel | None = None,
 ) -> list[Summary]:
-    """The trace under stock dense attention, and sparse with contiguous and with placed heads, at every TP size.
+    """The trace under stock dense attention, and sparse with contiguous and with placed heads, at every TP size; and
+    with replicas, where the plan has some and as many fit.
 
     Raises:
         PlanningError: a TP size does not divide the KV heads.
     """
-    orders = {(tp, name): head_order(plan, tp, name) for tp in tp_sizes for name in ("contiguous", "placed")}
+    orders = {(tp, name): head_order(plan, tp, name) for tp in tp_sizes for name in placements(plan, tp)}
     longest = num_pages(int(trace.input_tokens.max())) * PAGE_SIZE
     keep = plan.budget_table(longest).pages
     summaries = []
     for tp in tp_sizes:
-        for name in ("dense", "contiguous", "placed"):
+        for name in ("dense", *placements(plan, tp)):
             order = orders[tp, "contiguous" if name == "dense" else name]
             planner = planner_of(plan, keep, order, tp, cost=model)
             mode: Mode = "dense" if name == "dense" else "auto"
@@ -114,15 +115,22 @@ def compare_placements(
     return summaries
 
 
-def head_order(plan: ServingPlan, tp_size: int, placement: str) -> np.ndarray:
-    """int32 [num_layers, num_kv_heads], the KV group in each slot: the model's own order for ``contiguous``; for
-    ``placed`` the plan's, or a new one from the plan's loads where the plan is for another TP size."""
+def placements(plan: ServingPlan, tp_size: int) -> tuple[str, ...]:
+    """Ways to place heads that are compared."""
     check_tp_size(plan.model, tp_size)
+    fit = 0 < plan.replicas <= plan.model.num_kv_heads // tp_size and tp_size > 1
+    return ("contiguous", "placed", "replicas") if fit else ("contiguous", "placed")
+
+
+def head_order(plan: ServingPlan, tp_size: int, placement: str) -> np.ndarray:
+    """int32 [num_layers, slots of all ranks], the KV group in each slot: the model's own order for ``contiguous``; for
+    ``placed`` and ``replicas`` the plan's, or a new one from the plan's loads where the plan has none."""
     if placement == "contiguous":
         return plan.own_order
-    if tp_size == plan.tp_size:
+    replicas = plan.replicas if placement == "replicas" else 0
+    if tp_size == plan.tp_size and replicas == plan.replicas:
         return plan.physical_to_logical
-    return placed_order(plan.loads, tp_size)
+    return placed_order(plan.loads, tp_size, replicas)
 
 
 def replay_trace(planner: StepPlanner, trace: Trace, cost: StepCost, mode: Mode = "auto") -> Replay:

@@ -43,6 +43,9 @@ Scope = Annotated[str, typer.Option(help="Share one total over the whole model, 
 BalanceAware = Annotated[
     bool, typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free.")
 ]
+Replicas = Annotated[
+    int, typer.Option(help="KV-group slots per rank and layer for second copies, which divide every step's work.")
+]
 DenseBelow = Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -58,6 +61,7 @@ def plan(
     objective: Objective = "min_error",
     scope: Scope = "model",
     balance_aware: BalanceAware = False,
+    replicas: Replicas = 0,
     dense_below: DenseBelow = 1024,
     as_json: AsJson = False,
 ) -> None:
@@ -84,6 +88,7 @@ def plan(
         scope=scope,  # type: ignore[arg-type]
         dense_below_tokens=dense_below,
         balance_aware=balance_aware,
+        replicas=replicas,
     )
     found = find_density(maker, asked, at_tokens)
     allocation = maker.allocate(found)
@@ -133,6 +138,7 @@ def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | N
 def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction") -> dict[str, Any]:
     """What the table shows, for JSON."""
     from shplb.rank_loads import RankLoads, imbalance
+    from shplb.replica_price import price_of
     from shplb.targets import RecoveredMass
 
     loads, longest = RankLoads.of(made), made.budgets[~maker.profile.inert][:, -1]
@@ -144,6 +150,8 @@ def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPredict
         "objective": made.objective,
         "scope": made.scope,
         "balance_aware": made.balance_aware,
+        "replicas": made.replicas,
+        "replica_price": dataclasses.asdict(price_of(made)) if made.replicas else None,
         "budgets": {
             "tokens": int(made.lengths[-1]),
             "mean": float(longest.mean()),
@@ -152,9 +160,5 @@ def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPredict
         },
         "recovery": {str(length): share for length, share in zip(made.lengths.tolist(), recovered, strict=True)},
         "prediction": dataclasses.asdict(prediction),
-        "imbalance": {
-            "contiguous": imbalance(loads.contiguous),
-            "placed": imbalance(loads.placed),
-            "lower_bound": loads.bound_imbalance,
-        },
+        "imbalance": {name: imbalance(ranks) for name, ranks in loads.rows} | {"lower_bound": loads.bound_imbalance},
     }

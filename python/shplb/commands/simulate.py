@@ -108,6 +108,7 @@ def print_summaries(summaries: "list[Summary]", trace: "Trace", console: Console
     if measured := facts["measured"]:
         times = (measured["ttft_mean_s"], measured["ttft_p50_s"], measured["ttft_p99_s"])
         table.add_row("", "measured", *map(_seconds, times), end_section=True)
+    last = {row.tp_size: row.placement for row in summaries}
     for row in summaries:
         sparse = row.placement != "dense"
         table.add_row(
@@ -117,7 +118,7 @@ def print_summaries(summaries: "list[Summary]", trace: "Trace", console: Console
             f"{row.bubble:.1%}" if sparse else "",
             f"{row.balancedness:.3f}" if sparse else "",
             f"{row.sparse_share:.0%}" if sparse else "",
-            end_section=row.placement == "placed",
+            end_section=row.placement == last[row.tp_size],
         )
     console.print(trace.origin, markup=False, highlight=False, soft_wrap=True)
     steps = [row.prefill_steps for row in summaries]

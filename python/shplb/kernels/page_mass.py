@@ -86,17 +86,31 @@ def _add_statistics(largest, total, s):
     return new, total * tl.exp2(largest - safe) + tl.sum(tl.exp2(s - safe[:, None]), axis=1)
 
 
+@triton.jit
+def _is_elsewhere(owned_ptr, tile_ptr, group, LISTS: tl.constexpr, LISTS_WIDTH: tl.constexpr):
+    """Whether other ranks compute all blocks of the tile, for every list head of the group."""
+    list_head = tl.arange(0, LISTS_WIDTH)
+    at = owned_ptr + 2 * (group * LISTS + list_head)
+    first = tl.min(tl.load(at, mask=list_head < LISTS, other=2147483647), axis=0)
+    end = tl.max(tl.load(at + 1, mask=list_head < LISTS, other=0), axis=0)
+    return (tl.load(tile_ptr) >= end) | (tl.load(tile_ptr + 1) <= first)
+
+
 @triton.jit(do_not_specialize=["total_runs"])
 def _softmax_statistics_kernel(
     tiles_ptr, q_ptr, k_ptr, request_ptr, first_row_ptr, qo_len_ptr, page_starts_ptr,
-    max_ptr, sum_ptr, num_heads, total_runs, scale,
+    max_ptr, sum_ptr, owned_ptr, num_heads, total_runs, scale,
     GROUP: tl.constexpr, HEAD_TILES: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr, RUNS: tl.constexpr,
     STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr, SLICE: tl.constexpr,
+    LISTS: tl.constexpr, LISTS_WIDTH: tl.constexpr,
 ):  # fmt: skip
     # The last tiles see the most keys: start them first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     column = tl.program_id(1)
     group = column // HEAD_TILES
+    if LISTS > 0:  # noqa: SIM102 (a constant decides)
+        if _is_elsewhere(owned_ptr, tiles_ptr + 2 * tile, group, LISTS, LISTS_WIDTH):
+            return
     first_key = tl.program_id(2) * SLICE
     q, position, _, key_start, num_keys, common_keys = _tile_rows(
         tiles_ptr + 2 * tile, q_ptr, request_ptr, first_row_ptr, qo_len_ptr, page_starts_ptr, group,
@@ -135,14 +149,18 @@ def _add_pages(
 @triton.jit(do_not_specialize=["num_blocks", "max_pages", "total_runs"])
 def _page_mass_kernel(
     tiles_ptr, q_ptr, k_ptr, request_ptr, first_row_ptr, qo_len_ptr, page_starts_ptr,
-    max_ptr, sum_ptr, out_ptr, num_heads, num_blocks, max_pages, total_runs, scale,
+    max_ptr, sum_ptr, owned_ptr, out_ptr, num_heads, num_blocks, max_pages, total_runs, scale,
     GROUP: tl.constexpr, HEAD_TILES: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr, RUNS: tl.constexpr,
     STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr, SLICE: tl.constexpr,
+    LISTS: tl.constexpr, LISTS_WIDTH: tl.constexpr,
 ):  # fmt: skip
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     column = tl.program_id(1)
     first_key = tl.program_id(2) * SLICE
     group, head_tile = column // HEAD_TILES, column % HEAD_TILES
+    if LISTS > 0:  # noqa: SIM102 (a constant decides)
+        if _is_elsewhere(owned_ptr, tiles_ptr + 2 * tile, group, LISTS, LISTS_WIDTH):
+            return
     q, position, share, key_start, num_keys, common_keys = _tile_rows(
         tiles_ptr + 2 * tile, q_ptr, request_ptr, first_row_ptr, qo_len_ptr, page_starts_ptr, group, head_tile,
         num_heads, GROUP, BLOCKS, HEADS, RUNS, STRIDE, HEAD_DIM, PAGE,
@@ -190,13 +208,15 @@ def page_mass(
     max_pages: int,
     stride: int,
     sm_scale: float,
+    owned: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """float32 ``[num_qo_heads, num_blocks, max_pages]``: estimated share of attention mass on each visible page.
 
     pooled_q, pooled_k: from :mod:`shplb.kernels.pooling`; tiles: int32 ``[num_tiles, 2]``, half-open ranges of at most
     ``TileShape.blocks`` blocks of one request; block_*: int32 ``[num_blocks]``, request, absolute position of the
     first row, rows; page_starts: int32 ``[num_requests]``; max_pages: pages that the longest request sees. Pages that
-    a block's last tile of keys does not reach are undefined.
+    a block's last tile of keys does not reach are undefined. owned: int32 ``[num_list_heads, 2]``, the blocks
+    [first, end) of every list head that are wanted, where not all are; the others are undefined.
     """
     num_blocks, num_heads, runs, head_dim = pooled_q.shape
     num_kv_heads, total_runs = pooled_k.shape[:2]
@@ -209,11 +229,14 @@ def page_mass(
         dtype=torch.float32, device=pooled_q.device,
     )  # fmt: skip
     out = torch.empty((num_heads, num_blocks, max_pages), dtype=torch.float32, device=pooled_q.device)
-    inputs = (tiles, pooled_q, pooled_k, block_request, block_first_row, block_qo_len, page_starts, *statistics)
+    inputs = (tiles, pooled_q, pooled_k, block_request, block_first_row, block_qo_len, page_starts, *statistics,
+              tiles if owned is None else owned)  # fmt: skip
+    lists = 0 if owned is None else len(owned) // num_kv_heads
     shapes = {
         "GROUP": group_size, "HEAD_TILES": shape.head_tiles, "BLOCKS": shape.blocks, "HEADS": shape.heads,
         "RUNS": runs, "STRIDE": stride, "HEAD_DIM": head_dim, "PAGE": PAGE_SIZE, "KEYS": _TILE_KEYS,
         "SLICE": _SLICE_KEYS, "num_warps": _WARPS, "num_stages": 3 if head_dim <= 128 else 2,
+        "LISTS": lists, "LISTS_WIDTH": int(triton.next_power_of_2(max(lists, 1))),
     }  # fmt: skip
     scale = sm_scale * math.log2(math.e)
     _softmax_statistics_kernel[grid](*inputs, num_heads, total_runs, scale, **shapes)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from shplb.kernels.choice import PagedKernel
+from shplb.kernels.copies import weigh_copies
 from shplb.kernels.page_mass import TileShape, page_mass
 from shplb.kernels.pooling import pool_keys, pool_queries, runs_of_block
 from shplb.kernels.staging import StagingRing
@@ -39,6 +40,7 @@ class PagedStep:
     req_indices: torch.Tensor
     seq_lens: torch.Tensor
     page_indices: torch.Tensor
+    owned: torch.Tensor | None  # int32 [num_layers, num_list_heads, 2], as in the plan; None without replicas
 
     def blocks(self, offset: int) -> torch.Tensor:
         """int32 [num_blocks] at a byte offset of the workspace."""
@@ -72,18 +74,23 @@ class PagedPrefill:
         device: torch.device,
         usual_requests: int = 1,
         usual_new_tokens: int = 8192,
+        copied: np.ndarray | None = None,
     ) -> None:
         """num_list_heads: page lists per query block on this rank, one per query head or one per KV head; usual_*:
-        size of the steps that staging buffers are made for (larger ones make them grow)."""
+        size of the steps that staging buffers are made for (larger ones make them grow); copied: bool
+        ``[num_layers, num_list_heads]``, lists of KV groups that another rank holds, too."""
         self.planner, self.attention, self.rule = planner, attention, rule
         self.num_list_heads, self.device = num_list_heads, device
+        self._copied = None if copied is None else torch.from_numpy(copied.astype(np.uint8)).to(device)
         self._tile_blocks = TileShape.of(group_size, runs_of_block(rule.query_block, rule.score_stride)).blocks
         self._staging = StagingRing(self._bytes(usual_requests, usual_new_tokens), device)
 
     def _bytes(self, num_requests: int, num_new_tokens: int) -> int:
         """The planner's tables and ours behind them: tiles, page starts, dense rows."""
         blocks = num_new_tokens // self.rule.query_block + 2 * num_requests
-        ours = 4 * (2 * blocks + num_requests + num_new_tokens) + 4 * _ALIGNMENT
+        ours = 4 * (2 * blocks + num_requests + num_new_tokens) + 5 * _ALIGNMENT
+        if self._copied is not None:
+            ours += 8 * self._copied.numel()
         return self.planner.buffer_bytes(num_requests, num_new_tokens) + ours
 
     def begin_step(
@@ -112,6 +119,8 @@ class PagedPrefill:
         dense = np.flatnonzero(np.repeat(~sparse, new))
         writer = _Writer(buffer, plan.num_bytes)
         at = [writer.add(array) for array in (starts, tiles, dense)]
+        owned = plan.owned_blocks
+        owned_at = 0 if self._copied is None else writer.add(owned)
         workspace = self._staging.upload(writer.used)
         return PagedStep(
             plan=plan,
@@ -123,6 +132,7 @@ class PagedPrefill:
             page_starts=_words(workspace, at[0], len(starts)),
             tiles=_words(workspace, at[1], tiles.size).view(-1, 2),
             dense_rows=_words(workspace, at[2], len(dense)) if len(dense) else None,
+            owned=None if self._copied is None else _words(workspace, owned_at, owned.size).view(owned.shape),
             req_to_token=req_to_token,
             req_indices=req_indices,
             seq_lens=seq_lens,
@@ -145,7 +155,7 @@ class PagedPrefill:
         observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Fill this layer's page lists, int32; ``observe`` gets (pages of the request, scores) for traces and tests."""
-        scores = self.page_mass(step, self.pool_queries(step, q), self.pool_keys(step, k_pool), sm_scale)
+        scores = self.page_mass(step, self.pool_queries(step, q), self.pool_keys(step, k_pool), sm_scale, layer)
         self.top_pages(step, layer, scores, step.page_indices)
         if observe is not None:
             pages = torch.empty_like(step.page_indices)
@@ -164,10 +174,12 @@ class PagedPrefill:
         qo_indptr = step.blocks(step.plan.block_qo_indptr_offset)
         return pool_queries(q, first_row, qo_indptr, qo_len, self.rule.query_block, self.rule.score_stride)
 
-    def page_mass(self, step: PagedStep, queries: torch.Tensor, keys: torch.Tensor, sm_scale: float) -> torch.Tensor:
+    def page_mass(
+        self, step: PagedStep, queries: torch.Tensor, keys: torch.Tensor, sm_scale: float, layer: int = 0
+    ) -> torch.Tensor:
         return page_mass(
             queries, keys, step.tiles, *self._block_arrays(step), step.page_starts, step.max_pages,
-            self.rule.score_stride, sm_scale,
+            self.rule.score_stride, sm_scale, None if step.owned is None else step.owned[layer],
         )  # fmt: skip
 
     def top_pages(
@@ -207,6 +219,11 @@ class PagedPrefill:
     ) -> None:  # fmt: skip
         """The second half of :meth:`run`, over ``pages`` from :meth:`select`."""
         self.attention.run_layer(step, layer, pages, q, k_pool, v_pool, sm_scale, out)
+        if step.owned is not None and self._copied is not None:
+            _, _, qo_len = self._block_arrays(step)
+            weigh_copies(
+                out, self._copied[layer], step.owned[layer], step.blocks(step.plan.block_qo_indptr_offset), qo_len
+            )
 
 
 def _words(workspace: torch.Tensor, offset: int, count: int) -> torch.Tensor:

@@ -84,11 +84,13 @@ def _draw_row(
 ) -> None:
     model, inert = plan.model, plan.model.inert_qo_heads
     order = expand_groups(plan.physical_to_logical[layer], model.group_size).tolist()
-    place = {head: position for position, head in enumerate(order)}
-    per_rank = model.num_qo_heads // plan.tp_size
+    place = {head: position for position, head in enumerate(dict.fromkeys(order))}
+    ranks: dict[int, list[str]] = {}
+    for position, head in enumerate(order):
+        ranks.setdefault(head, []).append(str(position // (plan.num_slots * model.group_size)))
     brief = _is_large(model)
     for head in range(model.num_qo_heads):
-        owner = "" if brief else f", KV group {head // model.group_size}, rank {place[head] // per_rank}"
+        owner = "" if brief else f", KV group {head // model.group_size}, rank {' and '.join(ranks[head])}"
         name = f"layer {layer}, head {head}{owner}"
         box = {"x": _LEFT + head * size[0], "width": size[0] - 1, "height": size[1] - 1, "data_p": place[head]}
         if head in inert:
@@ -103,7 +105,8 @@ def _draw_row(
 def _draw_rank_borders(svg: Svg, plan: ServingPlan, cell: float, row_height: float) -> None:
     """Lines between ranks; they mean something only while heads are shown as placed, so the script shows them."""
     per_rank = plan.model.num_qo_heads // plan.tp_size
-    for rank in range(1, plan.tp_size):
+    # With replicas, heads stand where their first copy is, and ranks have no border.
+    for rank in range(1, plan.tp_size) if not plan.replicas else ():
         at = _LEFT + rank * per_rank * cell - 0.5
         svg.line(at, _TOP - 4, at, _TOP + plan.model.num_layers * row_height + 4, "rank-border")
 

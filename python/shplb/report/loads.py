@@ -13,11 +13,11 @@ _RING_WIDTH = 10
 
 
 def draw_loads(loads: RankLoads) -> Svg:
-    """Two panels on one scale: stock's contiguous sharding above, the plan's placement below."""
-    top = float(max(loads.contiguous.max(), loads.placed.max(), 1))
-    svg = Svg(_WIDTH, 2 * (_PANEL + _TOP + _BOTTOM), "Rank loads per layer before and after placement")
-    panels = (("before: contiguous", loads.contiguous), ("after: placed", loads.placed))
-    for index, (name, ranks) in enumerate(panels):
+    """Panels on one scale: stock's contiguous sharding above, the plan's placement below it, replicas below that."""
+    top = float(max(*(ranks.max() for _, ranks in loads.rows), 1))
+    svg = Svg(_WIDTH, len(loads.rows) * (_PANEL + _TOP + _BOTTOM), "Rank loads per layer before and after placement")
+    when = {"contiguous": "before: contiguous", "placed": "after: placed", "replicas": "with copies: replicas"}
+    for index, (name, ranks) in enumerate(loads.rows):
         base = index * (_PANEL + _TOP + _BOTTOM) + _TOP + _PANEL
         x = Scale(-0.5, len(ranks) - 0.5, _LEFT, _WIDTH - 10)
         y = Scale(0.0, top, base, base - _PANEL)
@@ -26,12 +26,12 @@ def draw_loads(loads: RankLoads) -> Svg:
             svg,
             x,
             y,
-            x_label="layer" if index else "",
+            x_label="layer" if index == len(loads.rows) - 1 else "",
             y_label="load per rank (query block, page pairs)",
             x_ticks=[(layer, str(layer)) for layer in range(0, len(ranks), step)],
             y_ticks=[(value, _short(value)) for value in y.ticks(4)],
         )
-        svg.text(_LEFT, base - _PANEL - 28, f"{name}, imbalance {imbalance(ranks):.3f}", "heading")
+        svg.text(_LEFT, base - _PANEL - 28, f"{when[name]}, imbalance {imbalance(ranks):.3f}", "heading")
         _draw_bars(svg, x, y, loads, ranks)
     return svg
 

@@ -13,6 +13,7 @@ from shplb.plan import ServingPlan
 from shplb.planning import count_bound
 from shplb.profile import HeadProfile
 from shplb.rank_loads import RankLoads, imbalance
+from shplb.replica_price import price_of
 from shplb.report.curves import BANDS, draw_curves
 from shplb.report.heat_map import chosen_lengths, draw_heat_map
 from shplb.report.loads import draw_loads
@@ -36,7 +37,7 @@ def load_section(plan: ServingPlan) -> Section | None:
     if plan.tp_size == 1:
         return None
     loads = RankLoads.of(plan)
-    rows = [_load_row("contiguous", loads, loads.contiguous), _load_row("placed", loads, loads.placed)]
+    rows = [_load_row(name, loads, ranks) for name, ranks in loads.rows]
     rows.append({"name": "lower bound", "imbalance": f"{loads.bound_imbalance:.3f}", "worst": "", "loads": []})
     model = plan.model
     real = model.num_kv_heads - len(model.inert_kv_heads)
@@ -44,7 +45,8 @@ def load_section(plan: ServingPlan) -> Section | None:
     return {
         "drawing": _drawing(draw_loads(loads)),
         "caption": f"{real} KV groups on {plan.tp_size} ranks; with equal loads they could not be better than "
-        f"{bound:.2f}. Hover or tap a layer for its numbers.",
+        f"{bound:.2f}{' whole' if plan.replicas else ''}. Hover or tap a layer for its numbers."
+        + (f" Replicas have a {price_of(plan).text}." if plan.replicas else ""),
         "num_ranks": plan.tp_size,
         "rows": rows,
     }

@@ -24,6 +24,9 @@ from shplb.sglang.refusal import StartRefusedError
 
 DEFAULT_DENSITY = 0.25
 
+#: Key among the config overrides that names those which replicas need.
+_OWN_OVERRIDE = "shplb_served_heads"
+
 
 def cache_dir() -> Path:
     """Where profiles and plans made at start are kept: ``$SHPLB_CACHE_DIR``, else under ``$XDG_CACHE_HOME``."""
@@ -69,14 +72,36 @@ def identify(args: Any) -> tuple[ModelShape, Fingerprint, dict[str, Any]]:
             config = read_config(folder)
         else:
             config = model_config(args)
-        _refuse_overrides(args.json_model_override_args)
+        refuse_overrides(args.json_model_override_args)
         shape = ModelShape.from_config(config)
     except UnsupportedModelError as error:
         raise StartRefusedError(str(error)) from None
     return shape, Fingerprint(config_hash(config), weights_hash(folder) if folder else ""), config
 
 
-def _refuse_overrides(text: str | None) -> None:
+def grow_heads(args: Any, heads: dict[str, int]) -> None:
+    """Let SGLang, in every process, build the model for ``heads`` (config fields) instead of its own.
+
+    Through the overrides that ``args`` carries to the ranks; ``_OWN_OVERRIDE`` marks them as ours.
+    """
+    given = json.loads(args.json_model_override_args or "{}")
+    args.json_model_override_args = json.dumps({**given, **heads, _OWN_OVERRIDE: sorted(heads)})
+    # Built before from the model's own config.
+    vars(args).pop("model_config", None)
+
+
+def drop_grown_heads(args: Any) -> None:
+    """Undo :func:`grow_heads`, where SGLang resolves a copy of arguments that were resolved before."""
+    given = json.loads(args.json_model_override_args or "{}")
+    ours = given.pop(_OWN_OVERRIDE, None)
+    if ours is None:
+        return
+    args.json_model_override_args = json.dumps({key: value for key, value in given.items() if key not in ours})
+    vars(args).pop("model_config", None)
+
+
+def refuse_overrides(text: str | None) -> None:
+    """StartRefusedError where overrides of the model's config change what a profile must know."""
     changed = sorted(set(json.loads(text or "{}")) & set(IDENTITY_FIELDS))
     if changed:
         raise StartRefusedError(

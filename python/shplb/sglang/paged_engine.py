@@ -55,8 +55,9 @@ class PagedEngine:
         self._lens: tuple[list[int], list[int]] = ([], [])
         self.prefill = PagedPrefill(
             placed, attention, plan.rule,
-            num_list_heads=model.num_qo_heads // plan.tp_size, group_size=model.group_size, device=device,
+            num_list_heads=plan.num_slots * model.group_size, group_size=model.group_size, device=device,
             usual_requests=64, usual_new_tokens=usual_new_tokens,
+            copied=plan.copied_qo_heads(rank) if plan.replicas else None,
         )  # fmt: skip
 
     def begin(self, batch: Any) -> Route | None:
@@ -109,9 +110,13 @@ class PagedEngine:
         per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
         visible = [visible_pages(p, n, rows) for p, n in zip(prefix, new, strict=True)]
         causal = sum(visible) * per_layer
+        # The stock path computes all heads that the rank holds, copies too.
+        held = self.plan.num_slots * model.group_size * model.num_layers * rows
         if step is None:
             idle = np.zeros((model.num_layers, self.plan.tp_size), dtype=np.int64)
-            STEP_COUNTERS.add_step(dense=True, computed=causal, causal=causal, placed=idle, contiguous=idle)
+            STEP_COUNTERS.add_step(
+                dense=True, computed=sum(visible) * held, causal=causal, placed=idle, contiguous=idle
+            )
             return
         sparse = step.plan.sparse.astype(bool)
         dense = sum(pages for pages, ours in zip(visible, sparse.tolist(), strict=True) if not ours)
@@ -119,7 +124,7 @@ class PagedEngine:
         if self._contiguous is not None:
             ours = np.array(prefix, dtype=np.int64)[sparse], np.array(new, dtype=np.int64)[sparse]
             contiguous = self._contiguous.predict(*ours, "sparse").rank_makespan_ns
-        computed = int(step.plan.list_pages.sum()) * rows + dense * per_layer
+        computed = int(step.plan.list_pages.sum()) * rows + dense * held
         STEP_COUNTERS.add_step(dense=False, computed=computed, causal=causal, placed=placed, contiguous=contiguous)
 
     def _add_to_trace(self, layer: int, pages: torch.Tensor, scores: torch.Tensor) -> None:
@@ -137,7 +142,10 @@ class PagedEngine:
         heads = self._local_heads[layer].tolist()
         for index, block in enumerate(blocks):
             at = [head * plan.num_blocks + index for head in range(len(heads))]
-            kept = [pages[indptr[place] : indptr[place + 1]] for place in at]
-            self._trace.add(layer, heads, block, kept, scores[:, index, : num_pages(block.end_row)])
+            # Lists that another rank's copy has are empty here.
+            ours = [local for local, place in enumerate(at) if indptr[place] < indptr[place + 1]]
+            kept = [pages[indptr[at[local]] : indptr[at[local] + 1]] for local in ours]
+            shown = scores[:, index, : num_pages(block.end_row)][ours]
+            self._trace.add(layer, [heads[local] for local in ours], block, kept, shown)
         if layer == self.plan.model.num_layers - 1:
             self._trace.write()

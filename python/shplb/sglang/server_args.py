@@ -16,6 +16,8 @@ from shplb.sglang.active_plan import (
     DEFAULT_DENSITY,
     cached_plan_path,
     check_plan,
+    drop_grown_heads,
+    grow_heads,
     identify,
     load_plan,
     local_model_dir,
@@ -24,6 +26,7 @@ from shplb.sglang.environment import CALIBRATION_S, Environment
 from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
+from shplb.sglang.weights import served_heads
 from shplb.sparsity import PAGE_SIZE
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ def check_supported(args: Any) -> None:
     check_features(args)
     _check_base_backend(args)
     check_page_size(args)
+    drop_grown_heads(args)
     shape, identity, config = identify(args)
     check_kv_cache(args, config)
     if args.tp_size > shape.num_kv_heads or shape.num_kv_heads % args.tp_size:
@@ -90,6 +94,8 @@ def check_supported(args: Any) -> None:
     check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
     if plan.permutes:
         check_permutable(args, config)
+    if plan.replicas:
+        grow_heads(args, served_heads(plan))
 
 
 def _check_base_backend(args: Any) -> None:

@@ -4,14 +4,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from shplb.plan import ServingPlan
+from shplb.plan_planner import planner_of
 from shplb.sglang.batches import Route
 from shplb.sglang.metadata import StepBudgets
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.tokens import token_slots
-from shplb.sglang.torch_prefill import TorchPrefill
+from shplb.sglang.torch_prefill import LayerShare, TorchPrefill
 from shplb.sglang.trace import StepTrace
 
 
@@ -25,6 +27,13 @@ class TorchEngine:
         self.forced = forced
         self.table = plan.budget_table(max_tokens)
         self.prefill = TorchPrefill(plan.rule, plan.local_qo_heads(rank).tolist())
+        # With replicas: which copy computes what.
+        self._planner = None
+        if plan.replicas:
+            order = plan.physical_to_logical
+            self._planner = planner_of(plan, self.table.pages, order, plan.tp_size, rank=rank)
+        self._copied = plan.copied_qo_heads(rank)
+        self._owned: np.ndarray | None = None
         self._step: StepBudgets | None = None
         self._slots: list[torch.Tensor] = []
         self._trace: StepTrace | None = None
@@ -44,6 +53,10 @@ class TorchEngine:
         if dense:
             return None
         self._step, self._slots, self._trace = step, token_slots(self.req_to_token, batch), None
+        if self._planner is not None:
+            prefix, new = np.array(batch.extend_prefix_lens_cpu), np.array(batch.extend_seq_lens_cpu)
+            some = new > 0  # SGLang can leave a chunk without a token in a mixed batch
+            self._owned = self._planner.predict(prefix[some], new[some], "sparse").owned_blocks
         if self.trace_dir is not None:
             self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
         return Route()
@@ -54,6 +67,9 @@ class TorchEngine:
     ) -> None:  # fmt: skip
         """Attention of all rows into ``out``, ``[num_rows, local_qo_heads, head_dim]``."""
         assert self._step is not None
-        out.copy_(self.prefill.run(q, k_pool, v_pool, self._slots, self._step, layer, sm_scale, self._trace))
+        share = None
+        if self._owned is not None:
+            share = LayerShare(self._copied[layer].tolist(), self._owned[layer].tolist())
+        out.copy_(self.prefill.run(q, k_pool, v_pool, self._slots, self._step, layer, sm_scale, self._trace, share))
         if self._trace is not None and layer == self.plan.model.num_layers - 1:
             self._trace.write()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse prefill of one layer over SGLang's token pool, with the torch kernels."""
 
+from typing import NamedTuple
+
 import torch
 
 from shplb.kernels.reference import attend_pages
@@ -8,6 +10,24 @@ from shplb.kernels.selection import page_scores, pool_tokens, rank_pages, select
 from shplb.sglang.metadata import QueryBlock, StepBudgets
 from shplb.sglang.trace import StepTrace
 from shplb.sparsity import SparsityRule
+
+
+class LayerShare(NamedTuple):
+    """What a rank computes of a layer where other ranks hold copies of its heads.
+
+    copied: per local query head, whether there are two; blocks: per local query head, the query blocks [first, end)
+    that this rank computes.
+    """
+
+    copied: list[bool]
+    blocks: list[list[int]]
+
+    def weight(self, head: int, block: int) -> float:
+        """What the head's output in a block counts: its columns of o_proj are halved where there are two."""
+        first, end = self.blocks[head]
+        if not first <= block < end:
+            return 0.0
+        return 2.0 if self.copied[head] else 1.0
 
 
 class TorchPrefill:
@@ -31,8 +51,9 @@ class TorchPrefill:
         layer: int,
         sm_scale: float,
         trace: StepTrace | None,
+        share: LayerShare | None = None,
     ) -> torch.Tensor:
-        """Attention output of a prefill step.
+        """Attention output of a prefill step; with ``share``, heads that have two copies count as it says.
 
         q: [num_tokens, local_qo_heads, head_dim]; k_pool, v_pool: [pool_tokens, local_kv_heads, head_dim];
         token_slots: per request, int pool slots of its tokens 0 .. seq_len-1. Returns q's shape and dtype.
@@ -49,9 +70,11 @@ class TorchPrefill:
                 keep = step.keep[layer, heads, index].tolist()
                 scores = page_scores(q[rows], pooled, block.first_row, sm_scale, self.rule)
                 pages = select_pages(rank_pages(scores, block.first_row, block.end_row, self.rule), keep)
-                self._attend(q[rows], k, v, pages, block, sm_scale, out[rows])
+                weights = [1.0 if share is None else share.weight(head, index) for head in range(len(heads))]
+                self._attend(q[rows], k, v, pages, block, sm_scale, out[rows], weights)
                 if trace is not None:
-                    trace.add(layer, heads, block, pages, scores)
+                    ours = [head for head, weight in enumerate(weights) if weight]
+                    trace.add(layer, [heads[i] for i in ours], block, [pages[i] for i in ours], scores[ours])
         return out
 
     @staticmethod
@@ -63,8 +86,13 @@ class TorchPrefill:
         block: QueryBlock,
         sm_scale: float,
         out: torch.Tensor,
+        weights: list[float],
     ) -> None:
         group_size = q.shape[1] // k.shape[1]
-        for head, kept in enumerate(pages):
+        for head, (kept, weight) in enumerate(zip(pages, weights, strict=True)):
             group = head // group_size
-            out[:, head] = attend_pages(q[:, head], k[:, group], v[:, group], kept, block.first_row, sm_scale)
+            if weight == 0.0:
+                out[:, head] = 0.0
+                continue
+            found = attend_pages(q[:, head], k[:, group], v[:, group], kept, block.first_row, sm_scale)
+            out[:, head] = found if weight == 1.0 else found * weight

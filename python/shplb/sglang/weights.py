@@ -3,6 +3,10 @@
 
 A KV group is head_dim rows of k_proj and v_proj, group_size * head_dim rows of q_proj and as many columns of o_proj.
 RoPE, q_norm and k_norm act per head, so nothing else changes, and the model's function stays the same.
+
+A replica's rows go to two slots, and the o_proj columns of both are halved (exact in binary floating point but for
+subnormals): whoever computes both copies, as every stock path does, adds up the whole. SGLang builds the model for all
+slots, since the config's head counts grow (:func:`served_heads`).
 """
 
 import functools
@@ -59,6 +63,17 @@ def install_head_placement(model: torch.nn.Module, model_config: Any) -> None:
     model.load_weights = load_placed
 
 
+def served_heads(plan: ServingPlan) -> dict[str, int]:
+    """Config fields of the model that SGLang builds: heads of all ranks' slots, copies counted in."""
+    slots = plan.num_slots * plan.tp_size
+    return {
+        "num_key_value_heads": slots,
+        "num_attention_heads": slots * plan.model.group_size,
+        # Readers derive it from hidden size and heads otherwise, which no longer fit together.
+        "head_dim": plan.model.head_dim,
+    }
+
+
 def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str, str]]) -> Iterator[tuple[str, Any]]:
     """Yield the same names with KV groups permuted; notes in ``seen`` which (layer, projection, kind) passed."""
     for name, tensor in weights:
@@ -75,7 +90,8 @@ def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str,
         if projection == "o" and kind == "bias":  # added once to the sum over heads, so it belongs to no head
             yield name, tensor
         else:
-            yield name, permute_heads(tensor, name, projection, plan, layer)
+            placed = permute_heads(tensor, name, projection, plan, layer)
+            yield name, halve_copies(placed, plan, layer) if projection == "o" and plan.replicas else placed
 
 
 def permute_heads(tensor: torch.Tensor, name: str, projection: str, plan: ServingPlan, layer: int) -> torch.Tensor:
@@ -85,7 +101,7 @@ def permute_heads(tensor: torch.Tensor, name: str, projection: str, plan: Servin
         raise StartRefusedError(f"the plan has {model.num_layers} layers, weight {name} belongs to one more.")
     groups: np.ndarray = plan.physical_to_logical[layer]
     heads = expand_groups(groups, model.group_size) if projection in "qo" else groups
-    expected = len(heads) * model.head_dim
+    expected = (model.num_qo_heads if projection in "qo" else model.num_kv_heads) * model.head_dim
     if tensor.dim() <= axis or tensor.shape[axis] != expected:
         raise StartRefusedError(
             f"weight {name} has shape {list(tensor.shape)}, the plan expects {expected} entries along axis {axis}; "
@@ -93,6 +109,13 @@ def permute_heads(tensor: torch.Tensor, name: str, projection: str, plan: Servin
         )
     index = expand_groups(heads, model.head_dim)
     return tensor.index_select(axis, torch.from_numpy(index.astype(np.int64)).to(tensor.device))
+
+
+def halve_copies(columns: torch.Tensor, plan: ServingPlan, layer: int) -> torch.Tensor:
+    """o_proj [hidden_size, heads of all slots * head_dim], with the columns of copied groups halved in place."""
+    copied = np.repeat(plan.copied[layer], plan.model.group_size * plan.model.head_dim)
+    columns[:, torch.from_numpy(copied).to(columns.device)] *= 0.5
+    return columns
 
 
 def check_complete(seen: set[tuple[int, str, str]], num_layers: int) -> None:
