@@ -12,7 +12,7 @@ import numpy as np
 from shplb.allocation import placed_order
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
-from shplb.planning import check_tp_size
+from shplb.planning import check_replicas, check_tp_size
 from shplb.sparsity import SparsityRule, query_block_size
 
 _LLAMA31_ROPE = {
@@ -120,3 +120,14 @@ def spread_plan(model_dir: Path, *, tp_size: int, density: float, sigma: float, 
 def unplaced(plan: ServingPlan) -> ServingPlan:
     """The same budgets with the heads where stock SGLang has them."""
     return msgspec.structs.replace(plan, physical_to_logical=plan.own_order)
+
+
+def replicated(plan: ServingPlan, replicas: int) -> ServingPlan:
+    """The same budgets with second copies of KV groups in ``replicas`` more slots per rank.
+
+    Raises:
+        PlanningError: so many copies do not fit.
+    """
+    check_replicas(plan.model, plan.tp_size, replicas)
+    order = placed_order(plan.loads, plan.tp_size, replicas)
+    return msgspec.structs.replace(plan, physical_to_logical=order, replicas=replicas)

@@ -81,7 +81,26 @@ def attention_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality_table, "serving": serving_table, "attention": attention_table}
+def replicas_table(result: dict[str, Any]) -> str:
+    """Imbalance and predicted attention time of one prompt, by TP size and placement, beside the price."""
+    lines = [
+        f"| simulated, {result['tokens']} tokens | imbalance | attention | KV memory per rank |",
+        "|---|---|---|---|",
+    ]
+    names = {"contiguous": "contiguous", "placed": "placed", "replicas": "placed, `--replicas 1`"}
+    for row in result["rows"]:
+        where = f"TP {row['tp_size']}: {names[row['heads']]}"
+        factor = f"x{row['kv_memory_factor']:.2f}"
+        lines.append(f"| {where} | {row['imbalance']:.2f} | {row['attention_ms']:.0f} ms | {factor} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "quality": quality_table,
+    "serving": serving_table,
+    "attention": attention_table,
+    "replicas": replicas_table,
+}
 
 
 def render(readme: str) -> str:

@@ -55,6 +55,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--spread", choices=["lognormal"], default="lognormal")
     parser.add_argument("--sigma", type=float, default=0.8)
     parser.add_argument("--density", type=float, help="mean budget")
+    parser.add_argument("--replicas", type=int, default=1, help="extra KV-group slots per rank of shplb-replicas")
     parser.add_argument("--seed", type=int, default=20260310)
     parser.add_argument("--sparse-from", type=int, help="prompt tokens from which S-HPLB must take its sparse path")
     parser.add_argument("--server-arg", action="append", default=[], help="for every server, e.g. =--mem-fraction=0.8")

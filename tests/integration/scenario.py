@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
+from shplb.allocation import placed_order
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.sglang.launch import Server
@@ -38,8 +39,8 @@ def prompts(model: Path, lengths: list[int]) -> list[list[int]]:
     return result
 
 
-def random_plan(model: Path, tp_size: int, path: Path, *, dense: bool, seed: int = 0) -> ServingPlan:
-    """A plan with a different permutation in every layer; budgets 1.0, or log-uniform in [0.05, 0.9].
+def random_plan(model: Path, tp_size: int, path: Path, *, dense: bool, seed: int = 0, replicas: int = 0) -> ServingPlan:
+    """A plan with a different permutation in every layer, or replicas; budgets 1.0, or log-uniform in [0.05, 0.9].
 
     Budgets depend on seed, layer and head alone, so plans for other TP sizes or for the padded model have the same.
     """
@@ -53,6 +54,9 @@ def random_plan(model: Path, tp_size: int, path: Path, *, dense: bool, seed: int
     order = np.stack(
         [np.random.default_rng([seed, layer]).permutation(shape.num_kv_heads) for layer in range(shape.num_layers)]
     )
+    if replicas:
+        drawn_loads = rng.integers(1, 100, (shape.num_layers, shape.num_kv_heads))
+        order = placed_order(drawn_loads, tp_size, replicas)
     plan = ServingPlan(
         model=shape,
         fingerprint=fingerprint(model),
@@ -67,6 +71,7 @@ def random_plan(model: Path, tp_size: int, path: Path, *, dense: bool, seed: int
         budgets=budgets,
         physical_to_logical=order.astype(np.int32),
         loads=np.ones((shape.num_layers, shape.num_kv_heads), dtype=np.int64),
+        replicas=replicas,
     )
     plan.save(path)
     return plan
