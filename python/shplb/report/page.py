@@ -151,7 +151,7 @@ def _notes(plan: ServingPlan, profile: HeadProfile | None) -> list[str]:
 def _tiles(plan: ServingPlan, loads: dict[str, Any] | None, timeline: dict[str, Any]) -> list[dict[str, str]]:
     tiles = [{"key": "density", "value": f"{plan.density:g}", "label": "mean density asked for"}]
     if loads:
-        before, after, bound = (row["imbalance"] for row in loads["rows"])
+        before, *_, after, bound = (row["imbalance"] for row in loads["rows"])
         tiles += [
             {"key": "imbalance", "value": f"{before} \u2192 {after}", "label": "imbalance, contiguous to placed"},
             {"key": "bound", "value": bound, "label": "imbalance, lower bound"},
