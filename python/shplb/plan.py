@@ -59,6 +59,17 @@ class ServingPlan(msgspec.Struct, frozen=True):
         return self.model.num_kv_heads // self.tp_size + self.replicas
 
     @property
+    def served_heads(self) -> dict[str, int]:
+        """Config fields of the model that SGLang must build: heads of all ranks' slots, copies counted in."""
+        slots = self.num_slots * self.tp_size
+        return {
+            "num_key_value_heads": slots,
+            "num_attention_heads": slots * self.model.group_size,
+            # Readers derive it from hidden size and heads otherwise, which no longer fit together.
+            "head_dim": self.model.head_dim,
+        }
+
+    @property
     def copied(self) -> np.ndarray:
         """bool, shape of ``physical_to_logical``: slots whose group another rank holds, too."""
         slots = self.physical_to_logical

@@ -125,6 +125,7 @@ def placements(plan: ServingPlan, tp_size: int) -> tuple[str, ...]:
 def head_order(plan: ServingPlan, tp_size: int, placement: str) -> np.ndarray:
     """int32 [num_layers, slots of all ranks], the KV group in each slot: the model's own order for ``contiguous``; for
     ``placed`` and ``replicas`` the plan's, or a new one from the plan's loads where the plan has none."""
+    check_tp_size(plan.model, tp_size)
     if placement == "contiguous":
         return plan.own_order
     replicas = plan.replicas if placement == "replicas" else 0

@@ -22,7 +22,7 @@ from shplb.planning import PlanMaker, PlanningError
 from shplb.prediction import predict_prompt
 from shplb.rank_loads import RankLoads, imbalance
 from shplb.replica_price import price_of
-from shplb.sglang.weights import place_weights, served_heads
+from shplb.sglang.weights import place_weights
 
 SHAPE = ModelShape("LlamaForCausalLM", 6, 64, 4, 64, 4096)
 
@@ -128,7 +128,7 @@ def test_copies_in_the_weight_stream() -> None:
     assert torch.equal(o[:, :8] + o[:, 8:], rows)
     assert torch.equal(2 * o[:, :8], rows)
     assert all(torch.equal(tensor, old) for (_, tensor), old in zip(stream, before, strict=True))
-    assert served_heads(plan) == {"num_key_value_heads": 4, "num_attention_heads": 8, "head_dim": 2}
+    assert plan.served_heads == {"num_key_value_heads": 4, "num_attention_heads": 8, "head_dim": 2}
 
 
 def test_only_copied_columns_are_halved() -> None:

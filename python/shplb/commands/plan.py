@@ -12,6 +12,7 @@ from rich.console import Console
 from shplb.commands.messages import say
 
 if TYPE_CHECKING:
+    from shplb.balance_gain import BalanceGain
     from shplb.plan import ServingPlan
     from shplb.planning import PlanMaker
     from shplb.prediction import PromptPrediction
@@ -98,8 +99,7 @@ def plan(
     made.save(out)
     console = Console(stderr=True)
     if as_json:
-        facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction)}
-        facts["balance_gain"] = None if gain is None else dataclasses.asdict(gain)
+        facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction, gain)}
         typer.echo(json.dumps(facts, indent=1))
     else:
         print_found(asked, found, console)
@@ -135,7 +135,9 @@ def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | N
     return asked.get("density", DEFAULT_DENSITY)
 
 
-def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction") -> dict[str, Any]:
+def describe(
+    made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction", gain: "BalanceGain | None"
+) -> dict[str, Any]:
     """What the table shows, for JSON."""
     from shplb.rank_loads import RankLoads, imbalance
     from shplb.replica_price import price_of
@@ -161,4 +163,5 @@ def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPredict
         "recovery": {str(length): share for length, share in zip(made.lengths.tolist(), recovered, strict=True)},
         "prediction": dataclasses.asdict(prediction),
         "imbalance": {name: imbalance(ranks) for name, ranks in loads.rows} | {"lower_bound": loads.bound_imbalance},
+        "balance_gain": None if gain is None else dataclasses.asdict(gain),
     }

@@ -26,7 +26,6 @@ from shplb.sglang.environment import CALIBRATION_S, Environment
 from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
-from shplb.sglang.weights import served_heads
 from shplb.sparsity import PAGE_SIZE
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def check_supported(args: Any) -> None:
     if plan.permutes:
         check_permutable(args, config)
     if plan.replicas:
-        grow_heads(args, served_heads(plan))
+        grow_heads(args, plan.served_heads)
 
 
 def _check_base_backend(args: Any) -> None:

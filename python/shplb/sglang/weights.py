@@ -6,7 +6,7 @@ RoPE, q_norm and k_norm act per head, so nothing else changes, and the model's f
 
 A replica's rows go to two slots, and the o_proj columns of both are halved (exact in binary floating point but for
 subnormals): whoever computes both copies, as every stock path does, adds up the whole. SGLang builds the model for all
-slots, since the config's head counts grow (:func:`served_heads`).
+slots, since the config's head counts grow (``ServingPlan.served_heads``).
 """
 
 import functools
@@ -61,17 +61,6 @@ def install_head_placement(model: torch.nn.Module, model_config: Any) -> None:
         return result
 
     model.load_weights = load_placed
-
-
-def served_heads(plan: ServingPlan) -> dict[str, int]:
-    """Config fields of the model that SGLang builds: heads of all ranks' slots, copies counted in."""
-    slots = plan.num_slots * plan.tp_size
-    return {
-        "num_key_value_heads": slots,
-        "num_attention_heads": slots * plan.model.group_size,
-        # Readers derive it from hidden size and heads otherwise, which no longer fit together.
-        "head_dim": plan.model.head_dim,
-    }
 
 
 def place_weights(weights: Weights, plan: ServingPlan, seen: set[tuple[int, str, str]]) -> Iterator[tuple[str, Any]]:
