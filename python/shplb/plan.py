@@ -166,7 +166,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
             and self.rule.dense_below_tokens <= _MOST_TOKENS,
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "replicas": self.replicas >= 0,
-            "physical_to_logical": self.tp_size > 0 and self._slots_are_good(),
+            "physical_to_logical": self._slots_are_good(),
             "loads": bool(np.all(self.loads >= 0)),
             "balance_aware": not self.balance_aware or self.objective == "min_error",
             "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
