@@ -20,6 +20,15 @@ _BUDGETS = {
     "min_error": "least output error (default)",
 }
 
+_SCHEDULED_STEPS = {
+    "chunk_8192_on_122880": "whole plan of a step: 8192 tokens after 122880, 32 layers, 16 query heads",
+    "whole_131072": "the same, 131072 tokens at once",
+    "decode_256_requests_80_layers": "rank loads of a decode step, 256 requests, 80 layers",
+}
+_WORK_ITEMS = 4096
+_PLACED = ((8, 2), (32, 8), (64, 8))
+_PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as placed"}
+
 
 def quality_table(result: dict[str, Any]) -> str:
     """Objectives at equal computed density: NLL over dense with paired standard errors, retrieval answers."""
@@ -81,7 +90,41 @@ def attention_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality_table, "serving": serving_table, "attention": attention_table}
+def scheduler_table(result: dict[str, Any]) -> str:
+    """Medians of the core's routines."""
+    lines = [f"| one thread, {result['machine']['note']} | median |", "|---|---|"]
+    for row in result["steps"]:
+        lines.append(f"| {_SCHEDULED_STEPS[row['step']]} | {row['median_us']:.0f} µs |")
+    for row in result["work_plan"]:
+        if row["num_items"] == _WORK_ITEMS and row["lengths"] == "heads":
+            auto, theirs = row["auto"]["median_us"], row["flashinfer_algorithm"]["median_us"]
+            lines.append(f"| work plan of {_WORK_ITEMS} items | {auto:.0f} µs |")
+            lines.append(f"| the same by FlashInfer's algorithm | {theirs:.0f} µs |")
+    python = result["flashinfer_python_part"]
+    lines.append(f"| `plan()` of FlashInfer's wrapper, {python['num_lists']} lists | {python['median_us']:.0f} µs |")
+    for row in result["placement"]:
+        if row["loads"] == "lognormal" and (row["num_units"], row["num_ranks"]) in _PLACED:
+            what = f"placing {row['num_units']} KV groups on {row['num_ranks']} ranks, a layer"
+            lines.append(f"| {what} | {row['auto']['us_per_layer']:.1f} µs |")
+    return "\n".join(lines)
+
+
+def balance_table(result: dict[str, Any]) -> str:
+    """What two ranks wait for each other, timed on the GPUs."""
+    lines = [
+        f"| heads, {result['rows'][0]['input_tokens']} tokens, {len(result['gpus'])} x {result['device']} "
+        "| predicted max/mean load | attention time spent waiting |",
+        "|---|---|---|",
+    ]
+    for server in result["servers"]:
+        bubble = f"{100 * server['measured_bubble']:.1f} %"
+        lines.append(f"| {_PLACEMENTS[server['variant']]} | {server['imbalance']:.3f} | {bubble} |")
+    return "\n".join(lines)
+
+
+_SOURCES = {"balance": "bubble"}
+TABLES = {"quality": quality_table, "serving": serving_table, "attention": attention_table,
+          "scheduler": scheduler_table, "balance": balance_table}  # fmt: skip
 
 
 def render(readme: str) -> str:
@@ -94,7 +137,9 @@ def render(readme: str) -> str:
             raise ValueError(
                 f"README.md lacks the markers of table '{name}'; put '{begin.strip()}' and '{end.strip()}'."
             )
-        readme = head + begin + table(json.loads((RESULTS / f"{name}.json").read_text())) + end + tail
+        readme = (
+            head + begin + table(json.loads((RESULTS / f"{_SOURCES.get(name, name)}.json").read_text())) + end + tail
+        )
     return readme
 
 
