@@ -21,7 +21,13 @@ from shplb.sglang.active_plan import (
     local_model_dir,
 )
 from shplb.sglang.environment import CALIBRATION_S, Environment
-from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
+from shplb.sglang.features import (
+    check_features,
+    check_kv_cache,
+    check_page_size,
+    check_permutable,
+    check_selection_memory,
+)
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
@@ -81,6 +87,7 @@ def check_supported(args: Any) -> None:
     if args.shplb_profile is not None:
         _check_profiling(args, config)
         return
+    check_selection_memory(args, shape)
     _check_trace_folder(args.shplb_trace)
     if not _choose_plan(args, identity):
         return
