@@ -132,13 +132,14 @@ class PagedPrefill:
     def _cut_tiles(self, prefix: np.ndarray, new: np.ndarray) -> np.ndarray:
         """[num_tiles, 2]: ranges of blocks of one request each, as long as a tile of pooled queries takes."""
         size, block = self._tile_blocks, self.rule.query_block
-        counts = (prefix + new - 1) // block - prefix // block + 1
-        ends = np.cumsum(counts)
-        tiles = -(-counts // size)
-        request = np.repeat(np.arange(len(counts)), tiles)
-        within = np.arange(int(tiles.sum())) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-        first = (ends - counts)[request] + within * size
-        return np.stack([first, np.minimum(first + size, ends[request])], axis=1)
+        tiles: list[tuple[int, int]] = []
+        start = 0
+        # Few requests and tiles as a rule, where loops are faster than array operations.
+        for prefix_tokens, new_tokens in zip(prefix.tolist(), new.tolist(), strict=True):
+            end = start + (prefix_tokens + new_tokens - 1) // block - prefix_tokens // block + 1
+            tiles += [(first, min(first + size, end)) for first in range(start, end, size)]
+            start = end
+        return np.array(tiles, dtype=np.int32)
 
     def select(
         self, step: PagedStep, layer: int, q: torch.Tensor, k_pool: torch.Tensor, sm_scale: float,

@@ -53,6 +53,7 @@ class PagedEngine:
         self._step: PagedStep | None = None
         self._trace: StepTrace | None = None
         self._lens: tuple[list[int], list[int]] = ([], [])
+        self._counted = True
         self.prefill = PagedPrefill(
             placed, attention, plan.rule,
             num_list_heads=model.num_qo_heads // plan.tp_size, group_size=model.group_size, device=device,
@@ -67,14 +68,15 @@ class PagedEngine:
         step = None
         if min(new) > 0:  # SGLang can leave a chunk without a token in a mixed batch
             step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
-        self._count(step, prefix, new)
         self._monitor.begin_step(
             prefix, new, None if step is None else step.plan, timed=step is not None and step.dense_rows is None
         )
         STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)
+        self._lens, self._counted = (prefix, new), False
         if step is None:
+            self._count(None)
             return None
-        self._step, self._lens = step, (prefix, new)
+        self._step = step
         if self.trace_dir is not None:
             self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
         if step.dense_rows is None:
@@ -94,17 +96,21 @@ class PagedEngine:
             def observe(pages: torch.Tensor, scores: torch.Tensor) -> None:
                 self._add_to_trace(layer, pages, scores)
 
-        if not self._monitor.sampling:
+        if self._monitor.sampling:
+            self._monitor.mark()
+            pages = self.prefill.select(self._step, layer, q, k_pool, sm_scale, observe)
+            self._monitor.mark()
+            self.prefill.attend(self._step, layer, pages, q, k_pool, v_pool, sm_scale, out)
+            self._monitor.mark()
+        else:
             self.prefill.run(self._step, layer, q, k_pool, v_pool, sm_scale, out, observe)
-            return
-        self._monitor.mark()
-        pages = self.prefill.select(self._step, layer, q, k_pool, sm_scale, observe)
-        self._monitor.mark()
-        self.prefill.attend(self._step, layer, pages, q, k_pool, v_pool, sm_scale, out)
-        self._monitor.mark()
+        if not self._counted:  # once the GPU has work to do meanwhile
+            self._count(self._step)
 
-    def _count(self, step: PagedStep | None, prefix: list[int], new: list[int]) -> None:
+    def _count(self, step: PagedStep | None) -> None:
         """Count in (query row, key page) pairs of this rank, where a block counts as whole."""
+        self._counted = True
+        prefix, new = self._lens
         model, rows = self.plan.model, self.plan.rule.query_block
         per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
         visible = [visible_pages(p, n, rows) for p, n in zip(prefix, new, strict=True)]
