@@ -10,6 +10,7 @@ from shplb.prediction import PromptPrediction, predict_prompt
 from shplb.show_prediction import print_prediction
 
 _SHADES = " ░▒▓█"
+_MAP_COLUMNS = 78  # of 100, beside the layer's number and mean
 
 
 def print_plan(plan: ServingPlan, console: Console, prediction: PromptPrediction | None = None) -> None:
@@ -39,13 +40,16 @@ def print_head_map(plan: ServingPlan, console: Console) -> None:
     count = plan.model.num_qo_heads // plan.tp_size
     order = expand_groups(plan.physical_to_logical, plan.model.group_size)
     inert = plan.model.inert_qo_heads
+    # Two signs and a space for a head where a layer fits a line of 100 columns, else one sign.
+    wide = 3 * len(order[0]) + 2 * plan.tp_size <= _MAP_COLUMNS
     for layer, heads in enumerate(order.tolist()):
         line = Text(f"layer {layer:3d}  ")
         for index, head in enumerate(heads):
             if index and index % count == 0:
-                line.append("| ", style="dim")
+                line.append("| " if wide else "|", style="dim")
             share = float(plan.budgets[layer, head, -1])
-            line.append("-- " if head in inert else f"{_shade(share) * 2} ", style=_color(share))
+            cell = "-" if head in inert else _shade(share)
+            line.append(f"{cell * 2} " if wide else cell, style=None if head in inert else _color(share))
         line.append(f" mean {plan.budgets[layer, _real_heads(plan), -1].mean():.2f}")
         console.print(line)
     legend = Text("least ")
