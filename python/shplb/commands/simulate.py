@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from shplb.simulation import StepCost, Summary
     from shplb.traces import Trace
 
+Rates = Annotated[
+    Path | None,
+    typer.Option(help="File made by `shplb calibrate` (default: the cached one, else an H200's).", show_default=False),
+]
+Fit = Annotated[
+    Path | None,
+    typer.Option(
+        help="Fit the times below to measured ones: JSON of bench_serving.py, or output of SGLang's benchmark against "
+        "stock SGLang with one client.",
+        show_default=False,
+    ),
+]
+
 
 def simulate(
     plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="File made by `shplb plan`.")],
@@ -38,20 +51,8 @@ def simulate(
     ] = "",
     tp: Annotated[str, typer.Option(help="TP sizes to compare, e.g. 2,4,8 (default: the plan's).")] = "",
     chunked_prefill_size: Annotated[int, typer.Option(help="As for SGLang; -1 for whole prompts.")] = 8192,
-    rates: Annotated[
-        Path | None,
-        typer.Option(
-            help="File made by `shplb calibrate` (default: the cached one, else an H200's).", show_default=False
-        ),
-    ] = None,
-    fit: Annotated[
-        Path | None,
-        typer.Option(
-            help="Fit the times below to measured ones: JSON of bench_serving.py, or output of SGLang's benchmark "
-            "against stock SGLang with one client.",
-            show_default=False,
-        ),
-    ] = None,
+    rates: Rates = None,
+    fit: Fit = None,
     step_ms: Annotated[float | None, typer.Option(help="Time of a prefill step that depends on nothing, ms.")] = None,
     token_us: Annotated[float | None, typer.Option(help="Time of a new token besides attention, us.")] = None,
     prompt_us: Annotated[float | None, typer.Option(help="Time of a prompt token before all steps, us.")] = None,
