@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of README.md from bench/results/*.json, between their markers. ``--check`` only compares."""
+"""Write tables of README.md and docs from bench/results/*.json, between markers. ``--check`` only compares."""
 
 import argparse
 import json
@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shplb.step_fit import bench_ttft_ms
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 
 _STEPS = ("whole-131072", "chunk-8192-on-122880")
-_FEW_PROMPTS = 5
 _BUDGETS = {
     "dense": "dense (stock SGLang)",
     "uniform": "uniform",
@@ -60,15 +61,10 @@ def serving_table(result: dict[str, Any]) -> str:
     for (variant, tokens, new), row in points.items():
         if variant != "shplb":
             continue
-        theirs, ours = _ttft_ms(points[stock, tokens, new]), _ttft_ms(row)
+        theirs, ours = bench_ttft_ms(points[stock, tokens, new]), bench_ttft_ms(row)
         what = f"{tokens}" if new is None else f"{new} after {row['cached_tokens']} cached"
         lines.append(f"| {what} | {theirs:.0f} ms | {ours:.0f} ms | {theirs / ours:.2f} | {row['density']:.3f} |")
     return "\n".join(lines)
-
-
-def _ttft_ms(row: dict[str, Any]) -> float:
-    """The median, or the fastest of so few prompts that the first one, which may still warm up, would weigh."""
-    return float(row["ttft_p50_ms"] if row["prompts"] >= _FEW_PROMPTS else min(row["ttft_ms"]))
 
 
 def attention_table(result: dict[str, Any]) -> str:
@@ -122,37 +118,57 @@ def balance_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_SOURCES = {"balance": "bubble"}
-TABLES = {"quality": quality_table, "serving": serving_table, "attention": attention_table,
-          "scheduler": scheduler_table, "balance": balance_table}  # fmt: skip
+def simulation_table(result: dict[str, Any]) -> str:
+    """Predicted and measured time to first token of S-HPLB, its other costs fitted to stock SGLang's rows."""
+    lines = [
+        f"| prompt tokens, S-HPLB, {len(result['measured']['gpus'])} x {result['measured']['device']} | measured "
+        "| predicted | off |",
+        "|---|---|---|---|",
+    ]
+    for row in result["from_stock"]["rows"]:
+        new, cached = row["prompt_tokens"] - row["cached_tokens"], row["cached_tokens"]
+        what = f"{new} after {cached} cached" if cached else f"{new}"
+        lines.append(f"| {what} | {row['ttft_ms']:.0f} ms | {row['predicted_ms']:.0f} ms | {row['off']:+.0%} |")
+    return "\n".join(lines)
 
 
-def render(readme: str) -> str:
-    """``readme`` with every marked table replaced; ValueError when a marker is missing."""
-    for name, table in TABLES.items():
+TABLES = {
+    README: {
+        "quality": quality_table,
+        "serving": serving_table,
+        "attention": attention_table,
+        "balance": balance_table,
+        "scheduler": scheduler_table,
+    },
+    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table},
+}
+
+
+def render(path: Path) -> str:
+    """The text of ``path`` with every marked table replaced; ValueError when a marker is missing."""
+    text = path.read_text()
+    for name, table in TABLES[path].items():
         begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
-        head, _, rest = readme.partition(begin)
+        head, _, rest = text.partition(begin)
         _, found, tail = rest.partition(end)
         if not found:
             raise ValueError(
-                f"README.md lacks the markers of table '{name}'; put '{begin.strip()}' and '{end.strip()}'."
+                f"{path.name} lacks the markers of table '{name}'; put '{begin.strip()}' and '{end.strip()}'."
             )
-        readme = (
-            head + begin + table(json.loads((RESULTS / f"{_SOURCES.get(name, name)}.json").read_text())) + end + tail
-        )
-    return readme
+        text = head + begin + table(json.loads((RESULTS / f"{name}.json").read_text())) + end + tail
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    old = README.read_text()
-    new = render(old)
-    if check and new != old:
-        sys.exit("README.md differs from bench/results: run python bench/readme_tables.py")
-    if not check:
-        README.write_text(new)
+    for path in TABLES:
+        made = render(path)
+        if check and made != path.read_text():
+            sys.exit(f"{path.name} differs from bench/results: run python bench/readme_tables.py")
+        if not check:
+            path.write_text(made)
 
 
 if __name__ == "__main__":

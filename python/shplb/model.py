@@ -15,6 +15,11 @@ SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCa
 #: Config key (written by shplb's padding) that lists KV heads which were added as zeros.
 INERT_KEY = "shplb_inert_kv_heads"
 
+# Far beyond any model, and small enough that arrays of one number per head of every layer can be made.
+_MOST_LAYERS = 4096
+_MOST_HEADS = 4096
+_MOST_HIDDEN = 1 << 20
+
 _SAMPLES_PER_SHARD = 16
 _SAMPLE_BYTES = 4096
 
@@ -41,6 +46,13 @@ class ModelShape(msgspec.Struct, frozen=True):
                 f"{self.num_layers} layers, {self.num_qo_heads} query heads over {self.num_kv_heads} KV heads of size "
                 f"{self.head_dim} at hidden size {self.hidden_size} do not form whole groups: check the config.json."
             )
+        limits = (_MOST_LAYERS, _MOST_HEADS, _MOST_HEADS, _MOST_HIDDEN, _MOST_HIDDEN)
+        if any(size > most for size, most in zip(sizes, limits, strict=True)):
+            raise UnsupportedModelError(
+                f"{self.num_layers} layers, {self.num_qo_heads} query heads of size {self.head_dim} and hidden size "
+                f"{self.hidden_size} are more than the {_MOST_LAYERS} layers, {_MOST_HEADS} heads and sizes of "
+                f"{_MOST_HIDDEN} that S-HPLB serves: check the config.json."
+            )
         if not set(self.inert_kv_heads) <= set(range(self.num_kv_heads)):
             raise UnsupportedModelError(
                 f"{INERT_KEY} is {list(self.inert_kv_heads)}, expected heads below {self.num_kv_heads}: pad it again."
@@ -49,6 +61,11 @@ class ModelShape(msgspec.Struct, frozen=True):
     @property
     def group_size(self) -> int:
         return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def head_counts(self) -> dict[str, int]:
+        """Extents of arrays that have an entry for every head of every layer, by the names that files use."""
+        return {name: getattr(self, name) for name in ("num_layers", "num_qo_heads", "num_kv_heads")}
 
     @property
     def inert_qo_heads(self) -> frozenset[int]:

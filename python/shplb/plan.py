@@ -8,30 +8,38 @@ import msgspec
 import numpy as np
 
 from shplb.budget import Objective, Scope
-from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
+from shplb.container import (
+    FileFormatError,
+    Migration,
+    content_hash,
+    load_container,
+    save_container,
+    take_arrays,
+    take_facts,
+)
 from shplb.model import Fingerprint, ModelShape
-from shplb.sparsity import BudgetTable, SparsityRule, query_block_size
+from shplb.sparsity import MOST_TOKENS, BudgetTable, SparsityRule, query_block_size
 
 KIND = "ServingPlan"
 FORMAT_VERSION = 1
+#: Version of an older file -> what makes the next version of it; see docs/files.md.
+MIGRATIONS: dict[int, Migration] = {}
+_HEADS = ("num_layers", "num_kv_heads")
+ARRAYS = {
+    "lengths": ("int64", ("num_lengths",)),
+    "budgets": ("float64", ("num_layers", "num_qo_heads", "num_lengths")),
+    "physical_to_logical": ("int32", _HEADS),
+    "loads": ("int64", _HEADS),
+}
 
-# Far beyond any context, and small enough for the integers of a budget table.
-_MOST_TOKENS = 1 << 30
 _MOST_PAGES = 1 << 16
 
 
-class ServingPlan(msgspec.Struct, frozen=True):
-    """What every rank needs to serve.
+class PlanFacts(msgspec.Struct, frozen=True):
+    """What a plan file's metadata holds: everything but arrays.
 
-    Attributes:
-        lengths: int64 [num_lengths], ascending tokens.
-        budgets: float64 [num_layers, num_qo_heads, num_lengths], share of visible pages kept, in (0, 1];
-            heads in the model's own (logical) order.
-        physical_to_logical: int32 [num_layers, num_kv_heads]; KV group in slot p of layer l, where rank r owns the
-            slots [r*n, (r+1)*n), n = num_kv_heads / tp_size. Named as in EPLB.
-        loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
-        balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would
-            have at the same work of the slowest ranks. Files from before this field have it false.
+    balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would have at
+    the same work of the slowest ranks. Files from before this field have it false.
     """
 
     model: ModelShape
@@ -43,11 +51,25 @@ class ServingPlan(msgspec.Struct, frozen=True):
     density: float
     profile_hash: str
     versions: dict[str, str]
+    balance_aware: bool = False
+
+
+class ServingPlan(PlanFacts, frozen=True, kw_only=True):
+    """What every rank needs to serve.
+
+    Attributes:
+        lengths: int64 [num_lengths], ascending tokens.
+        budgets: float64 [num_layers, num_qo_heads, num_lengths], share of visible pages kept, in (0, 1];
+            heads in the model's own (logical) order.
+        physical_to_logical: int32 [num_layers, num_kv_heads]; KV group in slot p of layer l, where rank r owns the
+            slots [r*n, (r+1)*n), n = num_kv_heads / tp_size. Named as in EPLB.
+        loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
+    """
+
     lengths: np.ndarray
     budgets: np.ndarray
     physical_to_logical: np.ndarray
     loads: np.ndarray
-    balance_aware: bool = False
 
     @property
     def permutes(self) -> bool:
@@ -88,28 +110,15 @@ class ServingPlan(msgspec.Struct, frozen=True):
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        names = ("lengths", "budgets", "physical_to_logical", "loads")
-        return {name: facts.pop(name) for name in names}, facts
+        return {name: facts.pop(name) for name in ARRAYS}, facts
 
     @classmethod
     def load(cls, path: Path) -> "ServingPlan":
         """Read and validate; FileFormatError in one sentence when the file can't be used."""
-        tensors, facts = load_container(path, KIND, FORMAT_VERSION)
-        fields = {field: facts[field] for field in cls.__struct_fields__ if field in facts}
-        try:
-            model = msgspec.convert(fields.get("model"), ModelShape)
-            header = msgspec.convert(fields, _Header)
-        except msgspec.ValidationError as error:
-            raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); make the plan again.") from None
-        lengths = require_array(path, tensors, "lengths", "int64", (-1,))
-        layers, groups = model.num_layers, model.num_kv_heads
-        plan = cls(
-            **{name: getattr(header, name) for name in header.__struct_fields__},
-            lengths=lengths,
-            budgets=require_array(path, tensors, "budgets", "float64", (layers, model.num_qo_heads, len(lengths))),
-            physical_to_logical=require_array(path, tensors, "physical_to_logical", "int32", (layers, groups)),
-            loads=require_array(path, tensors, "loads", "int64", (layers, groups)),
-        )
+        tensors, fields = load_container(path, KIND, FORMAT_VERSION, MIGRATIONS)
+        facts = take_facts(path, KIND, fields, PlanFacts)
+        arrays = take_arrays(path, tensors, ARRAYS, facts.model.head_counts)
+        plan = cls(**{name: getattr(facts, name) for name in facts.__struct_fields__}, **arrays)
         plan.validate(path)
         return plan
 
@@ -118,14 +127,14 @@ class ServingPlan(msgspec.Struct, frozen=True):
         whole = np.sort(self.physical_to_logical, axis=1)
         checks = {
             "lengths": len(self.lengths) > 0
-            and 0 < self.lengths[0] <= self.lengths[-1] <= _MOST_TOKENS
+            and 0 < self.lengths[0] <= self.lengths[-1] <= MOST_TOKENS
             and bool(np.all(np.diff(self.lengths) > 0)),
             "density": 0.0 < self.density <= 1.0,
             "objective": self.objective in get_args(Objective),
             "scope": self.scope in get_args(Scope),
             "rule": self.rule.query_block == query_block_size(self.model.head_dim)
             and max(self.rule.sink_pages, self.rule.local_pages, self.rule.floor_pages) <= _MOST_PAGES
-            and self.rule.dense_below_tokens <= _MOST_TOKENS,
+            and self.rule.dense_below_tokens <= MOST_TOKENS,
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
             "loads": bool(np.all(self.loads >= 0)),
@@ -135,19 +144,6 @@ class ServingPlan(msgspec.Struct, frozen=True):
         for name, good in checks.items():
             if not good:
                 raise FileFormatError(f"{path}: '{name}' holds values out of range; make the plan again.")
-
-
-class _Header(msgspec.Struct):
-    model: ModelShape
-    fingerprint: Fingerprint
-    tp_size: int
-    rule: SparsityRule
-    objective: str
-    scope: str
-    density: float
-    profile_hash: str
-    versions: dict[str, str]
-    balance_aware: bool = False
 
 
 def rank_sums(values: np.ndarray, order: np.ndarray, num_ranks: int) -> np.ndarray:

@@ -134,11 +134,14 @@ def fit(samples: list[Sample], num_ctas: int) -> tuple[CostModel, int]:
 
 
 def _fit(columns: list[list[float]], times: list[float] | list[int]) -> list[float]:
+    return nonnegative_fit(columns, times, np.array(times, dtype=np.float64) ** -0.75)
+
+
+def nonnegative_fit(columns: list[list[float]], times: list[float] | list[int], weights: np.ndarray) -> list[float]:
+    """Non-negative least squares of ``columns`` [num_samples][num_rates] to ``times``, errors times ``weights``."""
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-    goal = np.array(times, dtype=np.float64)
-    weight = goal**-0.75
-    found, _ = nnls(np.array(columns) * weight[:, None], goal * weight)
+    found, _ = nnls(np.array(columns) * weights[:, None], np.array(times, dtype=np.float64) * weights)
     return [float(value) for value in found]
 
 

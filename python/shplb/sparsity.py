@@ -5,6 +5,7 @@ import msgspec
 import numpy as np
 
 PAGE_SIZE = 64  # tokens
+MOST_TOKENS = 1 << 30  # far beyond any context, and small enough for the integers of a budget table
 
 
 def query_block_size(head_dim: int) -> int:

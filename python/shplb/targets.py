@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from shplb.device import H200, Device
 from shplb.planning import PlanMaker, PlanningError
 from shplb.prediction import CHUNK_TOKENS, check_tokens, placed_ms
 from shplb.steps import STEPS, first_step
@@ -25,7 +26,7 @@ def density_for_recovery(maker: PlanMaker, recovery: float) -> float:
     return first_step(lambda density: curves.least_mean(maker.allocate(density).budgets) >= recovery) / STEPS
 
 
-def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None = None) -> float:
+def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None = None, device: Device = H200) -> float:
     """Largest density at which a prompt's attention is predicted to take ``budget_ms`` or less.
 
     The prompt has ``tokens`` tokens (default: the longest profiled length), see ``shplb.prediction``.
@@ -39,7 +40,7 @@ def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None =
     tokens = check_tokens(int(maker.profile.lengths[-1]) if tokens is None else tokens)
 
     def time_at(density: float) -> float:
-        return placed_ms(maker.plan(density), tokens)
+        return placed_ms(maker.plan(density), tokens, device)
 
     if time_at(1.0) <= budget_ms:
         return 1.0
