@@ -21,6 +21,7 @@ from long_tasks.questions import SHIPPED
 from provenance import provenance
 from quality.arguments import Arguments, arguments, provide_inputs
 from quality.fleet import ServerSettings, await_ready, running, sample_all
+from quality.regression import regressions, unlike_stock
 from quality.rows import chosen_densities, row_of, table_of
 from quality.sampling import WINDOW, Sample
 from quality.variants import DENSE, Variant, save_plans
@@ -106,9 +107,9 @@ class Run:
                 sample, plan = samples[variant.name], self.plans.get(variant.name)
                 self.rows.append(row_of(variant, plan, tokens, sample, self.dense[tokens]))
 
-    def write(self) -> None:
+    def result(self) -> dict[str, Any]:
         args = self.args
-        facts = {
+        return provenance(args.settings) | {
             "bench": "quality",
             "format": 2,
             "model": args.model_name or args.model_path.name,
@@ -122,7 +123,9 @@ class Run:
             "chosen": chosen_densities(self.rows),
             "rows": self.rows,
         }
-        write_atomically(args.out, json.dumps(provenance(args.settings) | facts, indent=1).encode())
+
+    def write(self) -> None:
+        write_atomically(self.args.out, json.dumps(self.result(), indent=1).encode())
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -135,9 +138,22 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     Console(width=200).print(table, highlight=False)
 
 
+def judge_run(run: Run, reference: dict[str, Any] | None) -> list[str]:
+    """What went wrong, a sentence each: servers that failed, density 1 unlike stock, quality behind a reference."""
+    result = run.result()
+    found = [f"{name} failed." for name in run.failed] + unlike_stock(result)
+    if reference is not None:
+        try:
+            found += regressions(result, reference)
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
 def main() -> None:
     interrupt_on_sigterm()
     args = arguments(__doc__ or "")
+    reference = json.loads(args.check.read_text()) if args.check else None  # --out may be the same file
     try:
         provide_inputs(args)
         run = Run(args)
@@ -147,8 +163,8 @@ def main() -> None:
         sys.exit(f"bench_quality: {error}")
     print_table(run.rows)
     print(f"wrote {args.out}")
-    if run.failed:
-        sys.exit(f"{len(run.failed)} servers failed: " + "; ".join(run.failed))
+    if complaints := judge_run(run, reference):
+        sys.exit("\n".join(complaints))
 
 
 if __name__ == "__main__":

@@ -105,9 +105,9 @@ def _generate(server: Server, batch: list[list[int]], new_tokens: int) -> list[d
 def _windows(server: Server, text: Document) -> list[float]:
     """Mean NLL of windows of the second half of a text; its last tokens, too few for a window, are left out."""
     start = len(text.token_ids) // 2 // WINDOW * WINDOW
-    body = _body([text.token_ids], 1) | {"return_logprob": True, "logprob_start_len": start}
+    # The first entry that comes back has no log-probability.
+    body = _body([text.token_ids], 1) | {"return_logprob": True, "logprob_start_len": start - 1}
     (answer,) = server.post("/generate", body)
-    # The first entry has no log-probability: the token before it was not computed with.
     nll = -np.array([value for value, *_ in answer["meta_info"]["input_token_logprobs"][1:]])
     return [float(x) for x in nll[: len(nll) // WINDOW * WINDOW].reshape(-1, WINDOW).mean(axis=1)]
 
