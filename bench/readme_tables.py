@@ -32,7 +32,38 @@ _PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as place
 
 
 def quality_table(result: dict[str, Any]) -> str:
-    """Objectives at equal computed density: NLL over dense with paired standard errors, retrieval answers."""
+    """Differences to dense with 95 % intervals, and what the rule says, per length."""
+    if "format" not in result:
+        return first_quality_table(result)
+    lines = [
+        f"| {result['model']}, {result['device']} | computed density | mean score over dense | worst task over dense "
+        "| NLL over dense | TTFT | rule |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
+        ttft = "" if row["ttft_ms"] is None else f"{row['ttft_ms']:.0f} ms"
+        if row["name"] == "dense":
+            counted = row["counted_tasks"]
+            mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
+            what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
+            lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | {ttft} | |")
+            continue
+        name = _BUDGETS.get(row["objective"], row["objective"]) if not row["policy"] else row["policy"]
+        mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
+        worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
+        nll = _interval(row["nll_over_dense_percent"], " %")
+        rule = "met" if row["verdict"]["meets"] else "not met"
+        cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, ttft, rule)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(found: dict[str, float] | None, unit: str) -> str:
+    return f"{found['value']:+.2f}{unit} [{found['low']:+.2f}, {found['high']:+.2f}]" if found else "-"
+
+
+def first_quality_table(result: dict[str, Any]) -> str:
+    """Of results before RULER's tasks: NLL over dense with paired standard errors, retrieval answers."""
     lines = [
         f"| budgets, {result['model']}, {result['tokens']} tokens | computed density | text NLL over dense "
         "| answers right | answer NLL over dense |",
