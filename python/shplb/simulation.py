@@ -28,7 +28,7 @@ from shplb.sparsity import PAGE_SIZE, num_pages
 from shplb.traces import Trace
 
 #: Fitted to stock SGLang, see above.
-STEP_MS, TOKEN_US, PROMPT_US = 14.1, 11.6, 0.18
+STEP_MS, TOKEN_US, PROMPT_US = 14.5, 10.9, 0.15
 
 
 @dataclass(frozen=True)
