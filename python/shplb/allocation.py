@@ -8,7 +8,7 @@ import numpy as np
 from shplb.budget import Objective, Scope, allocate_budgets
 from shplb.placement import place_heads
 from shplb.profile import HeadProfile
-from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
+from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, floor_share
 
 #: A budget is above 0; the pages that are always kept make it a list.
 _LEAST_BUDGET = 1e-6
@@ -36,7 +36,7 @@ class Allocation:
 class LengthProblem:
     """What budgets at one profiled length are found from; arrays as ``allocate_budgets`` takes them.
 
-    The floor counts: at length n a block sees about 3n/4 tokens, of which ``floor_pages`` are always kept.
+    The floor counts, see ``sparsity.floor_share``.
     """
 
     curves: np.ndarray
@@ -55,7 +55,7 @@ def length_problems(profile: HeadProfile, density: float, objective: Objective) 
     inert = profile.inert if profile.model.inert_kv_heads else None
     problems = []
     for index, length in enumerate(profile.lengths):
-        floor = min(profile.rule.floor_pages / num_pages(3 * int(length) // 4), 1.0)
+        floor = floor_share(profile.rule, int(length))
         own = np.ascontiguousarray(curves[:, :, index])
         problems.append(LengthProblem(own, profile.densities, max(density, floor), floor, inert))
     return problems

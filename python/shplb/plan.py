@@ -32,6 +32,8 @@ class ServingPlan(msgspec.Struct, frozen=True):
         loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
         balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would
             have at the same work of the slowest ranks. Files from before this field have it false.
+        recovery: float64, shape of budgets: attention mass that each head recovered under its budget when the model was
+            profiled, in [0, 1]; empty where that is not known. Serving compares with it what it recovers.
     """
 
     model: ModelShape
@@ -48,6 +50,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
     physical_to_logical: np.ndarray
     loads: np.ndarray
     balance_aware: bool = False
+    recovery: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0))
 
     @property
     def permutes(self) -> bool:
@@ -88,8 +91,11 @@ class ServingPlan(msgspec.Struct, frozen=True):
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        names = ("lengths", "budgets", "physical_to_logical", "loads")
-        return {name: facts.pop(name) for name in names}, facts
+        names = ("lengths", "budgets", "physical_to_logical", "loads", "recovery")
+        tensors = {name: facts.pop(name) for name in names}
+        if not self.recovery.size:
+            del tensors["recovery"]
+        return tensors, facts
 
     @classmethod
     def load(cls, path: Path) -> "ServingPlan":
@@ -103,12 +109,16 @@ class ServingPlan(msgspec.Struct, frozen=True):
             raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); make the plan again.") from None
         lengths = require_array(path, tensors, "lengths", "int64", (-1,))
         layers, groups = model.num_layers, model.num_kv_heads
+        by_head, recovery = (layers, model.num_qo_heads, len(lengths)), np.empty(0)
+        if "recovery" in tensors:
+            recovery = require_array(path, tensors, "recovery", "float64", by_head)
         plan = cls(
             **{name: getattr(header, name) for name in header.__struct_fields__},
             lengths=lengths,
-            budgets=require_array(path, tensors, "budgets", "float64", (layers, model.num_qo_heads, len(lengths))),
+            budgets=require_array(path, tensors, "budgets", "float64", by_head),
             physical_to_logical=require_array(path, tensors, "physical_to_logical", "int32", (layers, groups)),
             loads=require_array(path, tensors, "loads", "int64", (layers, groups)),
+            recovery=recovery,
         )
         plan.validate(path)
         return plan
@@ -129,6 +139,7 @@ class ServingPlan(msgspec.Struct, frozen=True):
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
             "loads": bool(np.all(self.loads >= 0)),
+            "recovery": bool(np.all((self.recovery >= 0) & (self.recovery <= 1))),
             "balance_aware": not self.balance_aware or self.objective == "min_error",
             "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
         }

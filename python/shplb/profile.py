@@ -22,7 +22,7 @@ from shplb.sparsity import SparsityRule
 
 KIND = "HeadProfile"
 FORMAT_VERSION = 1
-_ARRAYS = ("lengths", "densities", "rows", "error", "recovery", "importance")
+_ARRAYS = ("lengths", "densities", "rows", "error", "recovery", "importance", "residual")
 
 #: Shares of the visible pages at which curves are measured; finer where curves bend.
 DENSITIES = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
@@ -41,6 +41,8 @@ class HeadProfile(msgspec.Struct, frozen=True):
             relative to the other heads (mean 1 over heads that are not inert; all ones where it was not measured).
             Budgets of least error multiply it into the error curves.
         importance_method: how it was measured, "" where it was not.
+        residual: float64 [num_layers], mean over query rows of the squared norm of what the layer adds its output to; 0
+            where it was not measured.
         row_sampling: which query rows were measured; None in files made before that was stored.
     """
 
@@ -58,11 +60,14 @@ class HeadProfile(msgspec.Struct, frozen=True):
     importance: np.ndarray = msgspec.field(default_factory=lambda: np.empty((0, 0)))
     importance_method: str = ""
     row_sampling: RowSampling | None = None
+    residual: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         if not self.importance.size:
             equal = np.ones((self.model.num_layers, self.model.num_qo_heads))
             msgspec.structs.force_setattr(self, "importance", equal)
+        if not self.residual.size:
+            msgspec.structs.force_setattr(self, "residual", np.zeros(self.model.num_layers))
 
     def mean_curves(self, name: str) -> np.ndarray:
         """Row-weighted mean over documents of ``error`` or ``recovery``: float64 [layers, heads, lengths, points]."""
@@ -117,6 +122,8 @@ class HeadProfile(msgspec.Struct, frozen=True):
         heads = (model.num_layers, model.num_qo_heads)
         if "importance" in tensors:
             header["importance"] = require_array(path, tensors, "importance", "float64", heads)
+        if "residual" in tensors:
+            header["residual"] = require_array(path, tensors, "residual", "float64", heads[:1])
         profile = cls(
             **header,
             lengths=lengths,
@@ -143,6 +150,7 @@ class HeadProfile(msgspec.Struct, frozen=True):
             and bool(np.all(np.moveaxis(self.recovery[..., -1], 3, 1)[self.rows > 0] > 0.99)),
             "importance": bool(np.all(np.isfinite(self.importance) & (self.importance >= 0)))
             and bool(np.all(self.inert) or abs(self.importance[~self.inert].mean() - 1.0) < 1e-6),
+            "residual": bool(np.all(np.isfinite(self.residual) & (self.residual >= 0))),
         }
         for name, good in checks.items():
             if not good:

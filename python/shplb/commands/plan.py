@@ -43,6 +43,10 @@ Scope = Annotated[str, typer.Option(help="Share one total over the whole model, 
 BalanceAware = Annotated[
     bool, typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free.")
 ]
+Weighing = Annotated[
+    str,
+    typer.Option(help="Of output errors: measured (by importance, if the profile has it), none, residual or fisher."),
+]
 DenseBelow = Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -58,6 +62,7 @@ def plan(
     objective: Objective = "min_error",
     scope: Scope = "model",
     balance_aware: BalanceAware = False,
+    weighing: Weighing = "measured",
     dense_below: DenseBelow = 1024,
     as_json: AsJson = False,
 ) -> None:
@@ -84,6 +89,7 @@ def plan(
         scope=scope,  # type: ignore[arg-type]
         dense_below_tokens=dense_below,
         balance_aware=balance_aware,
+        weighing=weighing,  # type: ignore[arg-type]
     )
     found = find_density(maker, asked, at_tokens)
     allocation = maker.allocate(found)
@@ -94,8 +100,7 @@ def plan(
     console = Console(stderr=True)
     if as_json:
         facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction)}
-        facts["balance_gain"] = None if gain is None else dataclasses.asdict(gain)
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(json.dumps(facts | {"balance_gain": gain and dataclasses.asdict(gain)}, indent=1))
     else:
         print_found(asked, found, console)
         print_plan(made, console, prediction)
@@ -133,10 +138,10 @@ def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | N
 def describe(made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction") -> dict[str, Any]:
     """What the table shows, for JSON."""
     from shplb.rank_loads import RankLoads, imbalance
-    from shplb.targets import RecoveredMass
+    from shplb.recovered_mass import RecoveredMass
 
     loads, longest = RankLoads.of(made), made.budgets[~maker.profile.inert][:, -1]
-    recovered = RecoveredMass(maker).means(made.budgets).tolist()
+    recovered = RecoveredMass(maker.profile, maker.rule).means(made.budgets).tolist()
     return {
         "plan_hash": made.hash,
         "tp_size": made.tp_size,
