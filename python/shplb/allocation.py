@@ -8,10 +8,7 @@ import numpy as np
 from shplb.budget import Objective, Scope, allocate_budgets
 from shplb.placement import place_heads
 from shplb.profile import HeadProfile
-from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, floor_share
-
-#: A budget is above 0; the pages that are always kept make it a list.
-_LEAST_BUDGET = 1e-6
+from shplb.sparsity import LEAST_BUDGET, PAGE_SIZE, BudgetTable, SparsityRule, floor_share
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,9 @@ def allocate_apart(
 
 def stack_lengths(densities: list[np.ndarray], profile: HeadProfile) -> np.ndarray:
     """Densities [num_layers, num_qo_heads] of every length as budgets: above 0, and next to it for inert heads."""
-    budgets = np.clip(np.stack(densities, axis=-1), _LEAST_BUDGET, 1.0)
+    budgets = np.clip(np.stack(densities, axis=-1), LEAST_BUDGET, 1.0)
     # Their output is 0 whatever they read, and the always-kept pages are not worth a share that grows with length.
-    budgets[profile.inert] = _LEAST_BUDGET
+    budgets[profile.inert] = LEAST_BUDGET
     return budgets
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from shplb.sparsity import ChoiceName, ScoreName, SparsityRule
+from shplb.sparsity import LEAST_BUDGET, ChoiceName, ScoreName, SparsityRule
 
 if TYPE_CHECKING:
     from shplb.budget import Objective, Scope
+    from shplb.plan import ServingPlan
     from shplb.planning import PlanMaker
     from shplb.profile import HeadProfile
     from shplb.weighing import Weighing
@@ -28,6 +29,17 @@ class Budgets(NamedTuple):
     weighing: "Weighing"
     balance_aware: bool
     source: str
+    dense: bool = False
+
+    def plan(self, profile: "HeadProfile", tp_size: int, density: float) -> "ServingPlan":
+        """The plan with these budgets at mean density ``density``; errors as of :meth:`maker`, and PlanningError."""
+        return self.maker(profile, tp_size).plan(1.0 if self.dense else density)
+
+    def are_of(self, plan: "ServingPlan") -> bool:
+        """Whether a plan's budgets can be these; how errors were weighed is not in a plan."""
+        if self.dense:
+            return bool((plan.budgets[plan.budgets > LEAST_BUDGET] == 1.0).all())
+        return (plan.objective, plan.scope, plan.balance_aware) == (self.objective, self.scope, self.balance_aware)
 
     def maker(self, profile: "HeadProfile", tp_size: int) -> "PlanMaker":
         """Plans with these budgets; ValueError where the profile lacks what they weigh errors by."""
@@ -72,6 +84,7 @@ BUDGETS: dict[str, Budgets] = {
     "max_min_layer": Budgets("max_min", "layer", "none", False, _PAPER),
     "max_mean": Budgets("max_mean", "model", "none", False, "Everett 1963, Fox 1966"),
     "uniform": Budgets("uniform", "model", "none", False, "plain top-k"),
+    "dense": Budgets("uniform", "model", "none", False, "every page", dense=True),
 }
 
 SCORES: dict[str, Score] = {
@@ -103,6 +116,11 @@ class Policy(NamedTuple):
     choice: str
     coverage: float = 0.9
 
+    @property
+    def is_of_budgets_only(self) -> bool:
+        """Whether nothing but budgets tells it from the default."""
+        return (self.score, self.choice) == POLICIES[DEFAULT][1:3]
+
     def rule(self, rule: SparsityRule) -> SparsityRule:
         """``rule`` with this policy's score and choice."""
         score = SCORES[self.score]
@@ -126,6 +144,7 @@ POLICIES: dict[str, Policy] = {
     "max_min": Policy("max_min", "mean_pool", "top_k"),
     "max_min_layer": Policy("max_min_layer", "mean_pool", "top_k"),
     "max_mean": Policy("max_mean", "mean_pool", "top_k"),
+    "dense": Policy("dense", "mean_pool", "top_k"),
     "streaming_llm": Policy("uniform", "mean_pool", "a_shape"),
     "minference": Policy("uniform", "mean_pool", "vertical_slash"),
     "xattention": Policy("uniform", "antidiagonal_8", "top_p"),

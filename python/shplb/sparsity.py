@@ -8,6 +8,9 @@ import numpy as np
 
 PAGE_SIZE = 64  # tokens
 
+#: A budget is above 0; the pages that are always kept make it a list. Heads of padding have this one.
+LEAST_BUDGET = 1e-6
+
 #: What pages are scored by, and how scores become lists; ``shplb.policies`` says what each is and where it is from.
 ScoreName = Literal["mean_pool", "antidiagonal", "min_max", "oracle"]
 ChoiceName = Literal["top_k", "top_p", "a_shape", "vertical_slash"]

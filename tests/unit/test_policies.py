@@ -55,10 +55,11 @@ def test_the_document_names_every_policy_with_its_source() -> None:
 
 @pytest.mark.parametrize("name", list(BUDGETS))
 def test_budgets_come_out_as_named(name: str) -> None:
-    plan = BUDGETS[name].maker(full_profile(), tp_size=2).plan(0.2)  # type: ignore[arg-type]
-    assert (plan.objective, plan.scope, plan.balance_aware) == (
-        BUDGETS[name].objective, BUDGETS[name].scope, BUDGETS[name].balance_aware,
-    )  # fmt: skip
+    plan = BUDGETS[name].plan(full_profile(), 2, 0.2)  # type: ignore[arg-type]
+    assert BUDGETS[name].are_of(plan)
+    assert plan.density == (1.0 if name == "dense" else 0.2)
+    others = [other for other, budgets in BUDGETS.items() if budgets.are_of(plan)]
+    assert all(other.startswith("min_error") for other in others) or others in ([name], ["uniform", "dense"])
     if BUDGETS[name].scope == "layer":
         means = plan.budgets[:, :, -1].mean(axis=1)
         np.testing.assert_allclose(means, means[0], rtol=1e-4)

@@ -4,6 +4,7 @@
 import argparse
 import os
 
+import numpy as np
 import pytest
 from synthetic import make_serving_plan
 
@@ -43,9 +44,22 @@ def test_a_wrong_name_is_one_sentence(capsys: pytest.CaptureFixture[str], monkey
 def test_the_policy_changes_score_and_choice_of_the_plan_and_nothing_else() -> None:
     plan = make_serving_plan()
     assert Environment().apply(plan) is plan
-    assert Environment(policy="shplb").apply(plan).hash == plan.hash
+    assert Environment(policy="shplb").apply(plan) is plan
     changed = Environment(policy="minference").apply(plan)
     assert changed.rule == POLICIES["minference"].rule(plan.rule)
     assert changed.rule != plan.rule
     assert changed.hash != plan.hash, "ranks with other policies must not serve together"
     assert (changed.budgets == plan.budgets).all()
+
+
+def test_budgets_are_not_changed_by_a_name() -> None:
+    plan = make_serving_plan()
+    assert (plan.objective, plan.scope) == ("min_error", "model")
+    for name in ("max_min", "min_error_layer", "balance_aware", "uniform", "dense"):
+        with pytest.raises(StartRefusedError, match=f"policy {name} differs from the default in its budgets"):
+            Environment(policy=name).apply(plan)
+    assert Environment(policy="min_error_residual").apply(plan).hash == plan.hash
+    uniform = make_serving_plan(objective="uniform")
+    assert Environment(policy="uniform").apply(uniform).hash == uniform.hash
+    every_page = make_serving_plan(budgets=np.ones_like(plan.budgets))
+    assert Environment(policy="dense").apply(every_page).hash == every_page.hash

@@ -85,7 +85,10 @@ class SparsePrefillMixin:
             policy=environment.policy or DEFAULT,
         )
         if environment.policy not in ("", DEFAULT):
-            logger.warning("S-HPLB: policy %s is experimental, there to be compared with", environment.policy)
+            logger.warning(
+                "S-HPLB: policy %s is experimental, there to be compared with; budgets are the plan's (%s)",
+                environment.policy, self.shplb_plan.objective,
+            )  # fmt: skip
         logger.info(
             "S-HPLB: prefill at density %.3g (%s budgets), plan %s",
             self.shplb_plan.density, self.shplb_plan.objective, self.shplb_plan.hash[:12],

@@ -11,7 +11,7 @@ import msgspec
 
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel
-from shplb.policies import parse_policy
+from shplb.policies import BUDGETS, DEFAULT, parse_policy
 from shplb.sglang.refusal import StartRefusedError
 
 PATH = "SHPLB_PATH"
@@ -64,10 +64,19 @@ class Environment(NamedTuple):
         )
 
     def apply(self, plan: ServingPlan) -> ServingPlan:
-        """``plan`` with the score and choice of the policy, if one is set."""
-        if not self.policy:
+        """``plan`` with the score and choice of the policy, if one is set.
+
+        StartRefusedError where the policy means other budgets than the plan has, and nothing else.
+        """
+        if self.policy in ("", DEFAULT):
             return plan
-        return msgspec.structs.replace(plan, rule=parse_policy(self.policy).rule(plan.rule))
+        policy = parse_policy(self.policy)
+        if policy.is_of_budgets_only and not BUDGETS[policy.budgets].are_of(plan):
+            raise StartRefusedError(
+                f"policy {self.policy} differs from the default in its budgets, which are the plan's "
+                f"({plan.objective}, per {plan.scope}); make a plan with those of docs/policies.md."
+            )
+        return msgspec.structs.replace(plan, rule=policy.rule(plan.rule))
 
 
 def _policy() -> str:
