@@ -108,7 +108,8 @@ def attention_table(result: dict[str, Any]) -> str:
     for row in result["results"]:
         step, length = row["step"].split("-", 1)
         where = {"whole": f"{length} tokens", "chunk": f"chunk of {length.replace('-on-', ' after ')}"}[step]
-        if row["step"] not in _STEPS or "note" in row or "KV group" in row["variant"]:
+        other = "KV group" in row["variant"] or row["variant"].startswith("policy ")
+        if row["step"] not in _STEPS or "note" in row or other:
             continue
         attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
         select, both = (f"{row[key]:.2f} ms" if "select_ms" in row else "" for key in ("select_ms", "ms"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from shplb.assembly import mean_arrays, measured_sampling, read_sums
+from shplb.assembly import mean_arrays, mean_residual, measured_sampling, read_sums
 from shplb.container import FileFormatError
 from shplb.errors import CalibrationError, CalibrationTimeoutError
 from shplb.importance import fisher_importance, measure_sensitivity
@@ -146,6 +146,7 @@ def profile_model(
             recovery=recovery,
             importance=weights,
             importance_method=method,
+            residual=mean_residual(sums),
             row_sampling=measured_sampling(folder, request, settings.tp_size, sums[0], model, titles[0]),
         )
         profile.save(out)

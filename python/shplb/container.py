@@ -160,12 +160,15 @@ def take_facts[Facts](path: Path, kind: str, facts: Mapping[str, Any], form: typ
 
 
 def take_arrays(
-    path: Path, tensors: Mapping[str, np.ndarray], forms: Mapping[str, ArrayForm], extents: Mapping[str, int]
-) -> dict[str, Any]:
-    """The arrays that ``forms`` names, checked; extents that are not given are those of the first array with them."""
+    path: Path, tensors: Mapping[str, np.ndarray], forms: Mapping[str, ArrayForm], extents: Mapping[str, int],
+    optional: Mapping[str, ArrayForm] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The arrays that ``forms`` names, and those of ``optional`` that are there, checked; extents that are not given
+    are those of the first array with them."""
     known = dict(extents)
     taken: dict[str, np.ndarray] = {}
-    for name, (dtype, shape) in forms.items():
+    present = {name: form for name, form in (optional or {}).items() if name in tensors}
+    for name, (dtype, shape) in {**forms, **present}.items():
         taken[name] = require_array(path, tensors, name, dtype, tuple(known.get(extent, -1) for extent in shape))
         known |= zip(shape, taken[name].shape, strict=True)
     return taken

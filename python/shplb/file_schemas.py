@@ -24,17 +24,19 @@ _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> JSON Schema (2020-12) of the present version of each kind of file."""
-    kinds: list[tuple[str, int, type, Mapping[str, ArrayForm]]] = [
-        (profile.KIND, profile.FORMAT_VERSION, profile.ProfileFacts, profile.ARRAYS),
-        (plan.KIND, plan.FORMAT_VERSION, plan.PlanFacts, plan.ARRAYS),
+    kinds: list[tuple[str, int, type, Mapping[str, ArrayForm], Mapping[str, ArrayForm]]] = [
+        (profile.KIND, profile.FORMAT_VERSION, profile.ProfileFacts, profile.ARRAYS, profile.OPTIONAL_ARRAYS),
+        (plan.KIND, plan.FORMAT_VERSION, plan.PlanFacts, plan.ARRAYS, plan.OPTIONAL_ARRAYS),
     ]
     return {
-        f"{kind}.v{version}.schema.json": _schema(kind, version, facts, arrays)
-        for kind, version, facts, arrays in kinds
+        f"{kind}.v{version}.schema.json": _schema(kind, version, facts, arrays, optional)
+        for kind, version, facts, arrays, optional in kinds
     }
 
 
-def _schema(kind: str, version: int, facts: type, arrays: Mapping[str, ArrayForm]) -> dict[str, Any]:
+def _schema(
+    kind: str, version: int, facts: type, arrays: Mapping[str, ArrayForm], optional: Mapping[str, ArrayForm]
+) -> dict[str, Any]:
     _, definitions = msgspec.json.schema_components([facts], ref_template="#/$defs/{name}")
     held = definitions.pop(facts.__name__)
     for definition in definitions.values():
@@ -47,8 +49,13 @@ def _schema(kind: str, version: int, facts: type, arrays: Mapping[str, ArrayForm
         "properties": own | held["properties"],
         "required": [*own, *held["required"]],
         "$defs": definitions,
-        "x-arrays": {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in arrays.items()},
+        "x-arrays": _listed(arrays),
+        "x-optional-arrays": _listed(optional),
     }
+
+
+def _listed(arrays: Mapping[str, ArrayForm]) -> dict[str, Any]:
+    return {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in arrays.items()}
 
 
 def write(folder: Path) -> None:

@@ -31,6 +31,7 @@ ARRAYS = {
     "physical_to_logical": ("int32", _HEADS),
     "loads": ("int64", _HEADS),
 }
+OPTIONAL_ARRAYS = {"recovery": ARRAYS["budgets"]}
 
 _MOST_PAGES = 1 << 16
 
@@ -64,12 +65,15 @@ class ServingPlan(PlanFacts, frozen=True, kw_only=True):
         physical_to_logical: int32 [num_layers, num_kv_heads]; KV group in slot p of layer l, where rank r owns the
             slots [r*n, (r+1)*n), n = num_kv_heads / tp_size. Named as in EPLB.
         loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
+        recovery: float64, shape of budgets: attention mass that each head recovered under its budget when the model was
+            profiled, in [0, 1]; empty where that is not known. Serving compares with it what it recovers.
     """
 
     lengths: np.ndarray
     budgets: np.ndarray
     physical_to_logical: np.ndarray
     loads: np.ndarray
+    recovery: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0))
 
     @property
     def permutes(self) -> bool:
@@ -110,14 +114,15 @@ class ServingPlan(PlanFacts, frozen=True, kw_only=True):
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        return {name: facts.pop(name) for name in ARRAYS}, facts
+        tensors = {name: facts.pop(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)}
+        return {name: tensor for name, tensor in tensors.items() if name in ARRAYS or tensor.size}, facts
 
     @classmethod
     def load(cls, path: Path) -> "ServingPlan":
         """Read and validate; FileFormatError in one sentence when the file can't be used."""
         tensors, fields = load_container(path, KIND, FORMAT_VERSION, MIGRATIONS)
         facts = take_facts(path, KIND, fields, PlanFacts)
-        arrays = take_arrays(path, tensors, ARRAYS, facts.model.head_counts)
+        arrays = take_arrays(path, tensors, ARRAYS, facts.model.head_counts, OPTIONAL_ARRAYS)
         plan = cls(**{name: getattr(facts, name) for name in facts.__struct_fields__}, **arrays)
         plan.validate(path)
         return plan
@@ -138,6 +143,7 @@ class ServingPlan(PlanFacts, frozen=True, kw_only=True):
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "physical_to_logical": bool(np.all(whole == np.arange(self.model.num_kv_heads))),
             "loads": bool(np.all(self.loads >= 0)),
+            "recovery": bool(np.all((self.recovery >= 0) & (self.recovery <= 1))),
             "balance_aware": not self.balance_aware or self.objective == "min_error",
             "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
         }

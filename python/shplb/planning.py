@@ -13,6 +13,8 @@ from shplb.budget import Objective, Scope
 from shplb.model import ModelShape
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
+from shplb.recovered_mass import RecoveredMass
+from shplb.weighing import Weighing, weighed
 
 
 class PlanningError(ValueError):
@@ -31,8 +33,10 @@ class PlanMaker:
         scope: Scope = "model",
         dense_below_tokens: int | None = None,
         balance_aware: bool = False,
+        weighing: Weighing = "measured",
     ) -> None:
-        """``balance_aware`` solves budgets and placement together instead of one after the other.
+        """``balance_aware`` solves budgets and placement together instead of one after the other; ``weighing``: of
+        heads' output errors, see ``shplb.weighing``.
 
         PlanningError where ``tp_size`` does not divide the KV heads, or balance-aware budgets are asked for with
         another objective than ``min_error``.
@@ -42,7 +46,7 @@ class PlanMaker:
                 f"--balance-aware minimises output error, but --objective is {objective}: leave one of them out."
             )
         check_tp_size(profile.model, tp_size)
-        self.profile = profile
+        self.profile = weighed(profile, weighing)
         self.tp_size = tp_size
         self.objective: Objective = objective
         self.scope: Scope = scope
@@ -86,6 +90,7 @@ class PlanMaker:
             physical_to_logical=made.physical_to_logical,
             loads=made.loads,
             balance_aware=self.balance_aware,
+            recovery=RecoveredMass(self.profile, self.rule).served(made.budgets),
         )
 
 
@@ -98,6 +103,7 @@ def make_plan(
     scope: Scope = "model",
     dense_below_tokens: int | None = None,
     balance_aware: bool = False,
+    weighing: Weighing = "measured",
 ) -> ServingPlan:
     """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks; see :class:`PlanMaker`.
 
@@ -112,6 +118,7 @@ def make_plan(
         scope=scope,
         dense_below_tokens=dense_below_tokens,
         balance_aware=balance_aware,
+        weighing=weighing,
     )
     return maker.plan(density)
 

@@ -39,6 +39,7 @@ ARRAYS = {
     "recovery": ("float32", _CURVES),
     "importance": ("float64", ("num_layers", "num_qo_heads")),
 }
+OPTIONAL_ARRAYS = {"residual": ("float64", ("num_layers",))}
 
 #: Shares of the visible pages at which curves are measured; finer where curves bend.
 DENSITIES = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
@@ -86,6 +87,8 @@ class HeadProfile(ProfileFacts, frozen=True, kw_only=True):
         importance: float64 [num_layers, num_qo_heads], what a unit of a head's output error costs the model's loss,
             relative to the other heads (mean 1 over heads that are not inert; all ones where it was not measured).
             Budgets of least error multiply it into the error curves.
+        residual: float64 [num_layers], mean over query rows of the squared norm of what the layer adds its output to; 0
+            where it was not measured.
     """
 
     lengths: np.ndarray
@@ -96,11 +99,14 @@ class HeadProfile(ProfileFacts, frozen=True, kw_only=True):
     importance: np.ndarray = msgspec.field(default_factory=lambda: np.empty((0, 0)))
     importance_method: str = ""
     row_sampling: RowSampling | None = None
+    residual: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         if not self.importance.size:
             equal = np.ones((self.model.num_layers, self.model.num_qo_heads))
             msgspec.structs.force_setattr(self, "importance", equal)
+        if not self.residual.size:
+            msgspec.structs.force_setattr(self, "residual", np.zeros(self.model.num_layers))
 
     def mean_curves(self, name: str) -> np.ndarray:
         """Row-weighted mean over documents of ``error`` or ``recovery``: float64 [layers, heads, lengths, points]."""
@@ -126,7 +132,7 @@ class HeadProfile(ProfileFacts, frozen=True, kw_only=True):
     def save(self, path: Path) -> str:
         """Write atomically; returns the content hash."""
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        tensors = {name: facts.pop(name) for name in ARRAYS}
+        tensors = {name: facts.pop(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)}
         return save_container(path, KIND, FORMAT_VERSION, tensors, facts)
 
     @classmethod
@@ -135,7 +141,7 @@ class HeadProfile(ProfileFacts, frozen=True, kw_only=True):
         tensors, fields = load_container(path, KIND, FORMAT_VERSION, MIGRATIONS)
         facts = take_facts(path, KIND, fields, ProfileFacts)
         extents = {**facts.model.head_counts, "num_documents": len(facts.documents)}
-        arrays = take_arrays(path, tensors, ARRAYS, extents)
+        arrays = take_arrays(path, tensors, ARRAYS, extents, OPTIONAL_ARRAYS)
         profile = cls(**{name: getattr(facts, name) for name in facts.__struct_fields__}, **arrays)
         profile.validate(path)
         return profile
@@ -159,6 +165,7 @@ class HeadProfile(ProfileFacts, frozen=True, kw_only=True):
             and bool(np.all(np.moveaxis(self.recovery[..., -1], 3, 1)[self.rows > 0] > 0.99)),
             "importance": bool(np.all(np.isfinite(self.importance) & (self.importance >= 0)))
             and bool(np.all(self.inert) or abs(self.importance[~self.inert].mean() - 1.0) < 1e-6),
+            "residual": bool(np.all(np.isfinite(self.residual) & (self.residual >= 0))),
         }
         for name, good in checks.items():
             if not good:

@@ -14,6 +14,7 @@ from test_sparse_prefill import DIM, HEADS, KV_HEADS, LAYERS, make_plan
 
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel
+from shplb.policies import POLICIES
 from shplb.sglang.backend import SparsePrefillMixin
 from shplb.sglang.batches import sub_batch
 from shplb.sglang.environment import SPARSE_AT_ANY_PRICE
@@ -95,6 +96,28 @@ def test_both_engines_agree(prefix: list[int], new: list[int], tmp_path: Path) -
     for key, (pages, scores) in mine.items():
         np.testing.assert_array_equal(pages, theirs[key][0])
         np.testing.assert_allclose(scores, theirs[key][1], atol=2e-5, rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["xattention", "streaming_llm", "minference"])
+def test_both_engines_agree_on_other_policies(name: str) -> None:
+    batch, table, k_pool, v_pool = make_batch([640, 0], [133, 500], 4)
+    q = torch.randn(633, HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
+    plan = make_plan(3, 192)
+    plan = msgspec.structs.replace(plan, rule=POLICIES[name].rule(plan.rule))
+    outs, counted = [], []
+    for engine in (TorchEngine(plan, 0, 4096, table, None), paged_engine(table, SPARSE_IS_FREE, plan=plan)):
+        STEP_COUNTERS.start(1)
+        assert engine.begin(batch) is not None
+        planned = STEP_COUNTERS.computed
+        outs.append(torch.full_like(q, float("nan")))
+        for layer in range(LAYERS):
+            engine.run(q, k_pool, v_pool, layer, DIM**-0.5, outs[-1])
+        planned, before = STEP_COUNTERS.computed, planned
+        engine.begin(batch)
+        # What was computed in the first step, known at the second, in whole blocks here and in rows there.
+        counted.append((planned - before) or (STEP_COUNTERS.computed - 2 * before))
+    torch.testing.assert_close(outs[0], outs[1], atol=1e-4, rtol=1e-4)
+    assert all((extra != 0) == (POLICIES[name].choice == "top_p") for extra in counted)
 
 
 class Base:

@@ -42,7 +42,7 @@ def test_table(plan: str) -> None:
 def test_json_says_the_same(plan: str) -> None:
     done = run(plan, *SYNTHETIC, "--json")
     report = json.loads(done.output)
-    expected = {"step_ms": 14.1, "token_us": 11.6, "prompt_us": 0.18, "decode_ms": 5.0, "chunk_tokens": 8192}
+    expected = {"step_ms": 14.5, "token_us": 10.9, "prompt_us": 0.15, "decode_ms": 5.0, "chunk_tokens": 8192}
     assert report["cost"] == expected
     assert report["trace"]["requests"] == 8
     assert report["trace"]["measured"] is None

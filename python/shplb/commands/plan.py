@@ -49,6 +49,10 @@ Rates = Annotated[
     Path | None,
     typer.Option(help="File made by `shplb calibrate` (default: the cached one, else an H200's).", show_default=False),
 ]
+Weighing = Annotated[
+    str,
+    typer.Option(help="Of output errors: measured (by importance, if the profile has it), none, residual or fisher."),
+]
 DenseBelow = Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -64,6 +68,7 @@ def plan(
     objective: Objective = "min_error",
     scope: Scope = "model",
     balance_aware: BalanceAware = False,
+    weighing: Weighing = "measured",
     dense_below: DenseBelow = 1024,
     rates: Rates = None,
     as_json: AsJson = False,
@@ -91,6 +96,7 @@ def plan(
         scope=scope,  # type: ignore[arg-type]
         dense_below_tokens=dense_below,
         balance_aware=balance_aware,
+        weighing=weighing,  # type: ignore[arg-type]
     )
     device = device_for(maker.profile.model, rates)
     found = find_density(maker, asked, at_tokens, device)
@@ -102,8 +108,7 @@ def plan(
     console = Console(stderr=True)
     if as_json:
         facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction, device)}
-        facts["balance_gain"] = None if gain is None else dataclasses.asdict(gain)
-        typer.echo(json.dumps(facts, indent=1))
+        typer.echo(json.dumps(facts | {"balance_gain": gain and dataclasses.asdict(gain)}, indent=1))
     else:
         print_found(asked, found, console)
         print_plan(made, console, prediction, device)
@@ -144,10 +149,10 @@ def describe(
     from shplb.crossover import crossover_tokens
     from shplb.kv_cost import KvCost
     from shplb.rank_loads import RankLoads, imbalance
-    from shplb.targets import RecoveredMass
+    from shplb.recovered_mass import RecoveredMass
 
     loads, longest = RankLoads.of(made), made.budgets[~maker.profile.inert][:, -1]
-    recovered = RecoveredMass(maker).means(made.budgets).tolist()
+    recovered = RecoveredMass(maker.profile, maker.rule).means(made.budgets).tolist()
     return {
         "plan_hash": made.hash,
         "tp_size": made.tp_size,
