@@ -23,7 +23,7 @@ TRAINED_TASKS = tuple(task for task in NEW_TOKENS if task not in QUESTION_TASKS)
 IGNORED = -100  # label of a token without a loss, torch's own
 _SHORTEST = 4096
 # Modules of the standard library that are held-out text, and files that are no text to learn from.
-_HELD_OUT_MODULES = ("inspect.py", "pathlib", "statistics.py")
+_HELD_OUT_MODULES = ("inspect.py", "pathlib.py", "pathlib", "statistics.py")
 _SKIPPED_PARTS = ("site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings")
 
 

@@ -12,12 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
-from long_model.sequences import _HELD_OUT_MODULES, IGNORED, TRAINED_TASKS, Stream, training_texts
+from long_model.sequences import IGNORED, TRAINED_TASKS, Labelled, Stream, training_texts
 from long_model.training import Schedule, mean_loss, text_nll, train, trained_parameters
 
 from shplb.texts.library import source_text, sources
 
 LONGEST, VOCABULARY, EOS = 8192, 256, 2
+# Tasks need some length, but a tiny model need not read it all.
+SHORT = 600
 
 
 def small(text: str) -> list[int]:
@@ -65,8 +67,7 @@ def test_held_out_text_is_not_trained_on() -> None:
     held_out = [source_text(source.name) for source in sources() if source.split == "held_out"]
     lines = {line for text in held_out for line in text.splitlines() if len(line) > 60}
     seen = {line for text in texts for line in text.splitlines()}
-    assert len(lines & seen) < 0.02 * len(lines), "licence headers may be shared, passages not"
-    assert _HELD_OUT_MODULES
+    assert len(lines & seen) < 0.005 * len(lines), "licence headers may be shared, passages not"
 
 
 def test_the_users_texts_alone(tmp_path: Path) -> None:
@@ -78,9 +79,10 @@ def test_the_users_texts_alone(tmp_path: Path) -> None:
 
 def test_only_attention_and_norms_change(stream: Stream, model: LlamaForCausalLM) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sequences = (stream.sequence(index) for index in itertools.count())
+    whole = (stream.sequence(index) for index in itertools.count())
+    sequences = (Labelled(each.token_ids[-SHORT:], each.labels[-SHORT:]) for each in whole)
     losses: list[float] = []
-    train(model, sequences, Schedule(2, 8192, 1e-2), "cpu", lambda step, loss: losses.append(loss))
+    train(model, sequences, Schedule(2, 2 * SHORT, 1e-2), "cpu", lambda step, loss: losses.append(loss))
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == set(trained_parameters(model))
     assert all("self_attn" in name or "norm" in name for name in changed)
@@ -90,10 +92,10 @@ def test_only_attention_and_norms_change(stream: Stream, model: LlamaForCausalLM
 
 def test_training_lowers_the_loss(stream: Stream, model: LlamaForCausalLM) -> None:
     one = stream.sequence(0)
-    short = type(one)(one.token_ids[:512], one.labels[:512])
+    short = Labelled(one.token_ids[:512], one.labels[:512])
     losses: list[float] = []
-    train(model, itertools.repeat(short), Schedule(30, 512, 2e-2), "cpu", lambda step, loss: losses.append(loss))
-    assert losses[-1] < losses[0] - 0.1
+    train(model, itertools.repeat(short), Schedule(12, 512, 2e-2), "cpu", lambda step, loss: losses.append(loss))
+    assert losses[-1] < losses[0] - 0.03
     assert text_nll(model, [short.token_ids], "cpu") == pytest.approx(losses[-1], abs=0.1)
 
 
