@@ -2,7 +2,8 @@
 """A small form of the quality bench: density 1 is stock, and sparse attention loses no more than it did.
 
 ``quality_reference.json`` is what this very run gave; make it again with its command after a change that is meant to
-change answers. Budgets are uniform, so that no profile has to be measured first.
+change answers. Budgets are uniform, so that no profile has to be measured first, and the model has a third of its
+layers, which solves no task but loses as much NLL: `bench_quality.py --quick` asks the whole one.
 """
 
 import json
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.server
 BENCH = Path(__file__).parents[2] / "bench" / "bench_quality.py"
 REFERENCE = Path(__file__).with_name("quality_reference.json")
 TOKENS, SPARSE, WHOLE = 1280, "uniform@0.6", "uniform@1.0"
-OPTIONS = f"--tokens {TOKENS} --variants dense {SPARSE} {WHOLE} --tasks niah_single_2,multi_turn".split()
-AMOUNTS = ["--prompts", "1", "--num-texts", "2", "--timed", "0"]
+OPTIONS = f"--tokens {TOKENS} --variants dense {SPARSE} {WHOLE} --tasks multi_turn".split()
+AMOUNTS = ["--prompts", "1", "--num-texts", "2", "--timed", "0", "--parallel", "3"]
 
 
 def flat_profile(model: Path, path: Path) -> Path:
@@ -53,18 +54,21 @@ def command(model: Path, folder: Path) -> list[str]:
     return [sys.executable, str(BENCH), *options, "--work", str(folder), "--out", str(folder / "quality.json")]
 
 
-def test_density_one_is_stock_and_sparse_loses_no_more_than_before(smollm2: Path, tmp_path: Path) -> None:
+def replies(folder: Path, variant: str) -> dict[str, list[str]]:
+    return dict(json.loads((folder / f"{variant}.{TOKENS}.replies.json").read_text()))
+
+
+def test_density_one_is_stock_and_sparse_loses_no_more_than_before(smollm2_short: Path, tmp_path: Path) -> None:
     run = subprocess.run(
-        [*command(smollm2, tmp_path), "--check", str(REFERENCE)], capture_output=True, text=True, check=False
+        [*command(smollm2_short, tmp_path), "--check", str(REFERENCE)], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     rows = {row["name"]: row for row in json.loads((tmp_path / "quality.json").read_text())["rows"]}
     assert rows.keys() == {"dense", SPARSE, WHOLE}
-    assert rows["dense"]["scores"]["niah_single_2"] == 100.0
     # Ours computed every page, and gave what stock gave; with fewer pages it gave something else.
     assert rows[WHOLE]["sparse_steps"] > 0
     assert rows[WHOLE]["measured_density"] == 1.0
-    assert rows[WHOLE]["prompt_scores"] == rows["dense"]["prompt_scores"]
+    assert replies(tmp_path, WHOLE) == replies(tmp_path, "dense")
     assert 0.5 < rows[SPARSE]["measured_density"] < 0.8
     assert rows[SPARSE]["window_nll"] != rows["dense"]["window_nll"]
     cached, prompt_tokens = rows[SPARSE]["multi_turn_cached"]
