@@ -2,6 +2,9 @@
 """Training of the long-context model: what is learnt from, and what changes."""
 
 import itertools
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from long_model.training import Schedule, mean_loss, text_nll, train, trained_pa
 
 from shplb.texts.library import source_text, sources
 
+SCRIPT = Path(__file__).parents[2] / "bench" / "make_long_model.py"
 LONGEST, VOCABULARY, EOS = 8192, 256, 2
 # Tasks need some length, but a tiny model need not read it all.
 SHORT = 600
@@ -115,3 +119,30 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates[:5] == sorted(rates[:5])
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_script_writes_a_folder_that_loads(smollm2_short: Path, tmp_path: Path) -> None:
+    source, out, texts = tmp_path / "source", tmp_path / "out", tmp_path / "texts"
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, rope_theta=1e5, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(smollm2_short / name, source)
+    texts.mkdir()
+    (texts / "one.txt").write_text(source_text("austen_emma")[:20_000])
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--model-path", str(source), "--texts", str(texts)]
+    command += ["--steps", "2", "--tokens", "512", "--tokens-per-step", "600", "--workers", "0"]
+    run = subprocess.run([*command, "--work", str(tmp_path / "work")], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    facts = json.loads((out / "training.json").read_text())
+    assert len(facts["losses"]) == 2
+    made = json.loads((out / "config.json").read_text())
+    assert (made["max_position_embeddings"], made["rope_theta"], made["dtype"]) == (512, 1.6e6, "bfloat16")
+    loaded = LlamaForCausalLM.from_pretrained(out)
+    assert loaded.config.rope_parameters["rope_theta"] == 1.6e6
+    before = LlamaForCausalLM.from_pretrained(source)
+    assert torch.equal(loaded.model.embed_tokens.weight, before.model.embed_tokens.weight.bfloat16())
+    changed, old = (each.model.layers[0].self_attn.q_proj.weight for each in (loaded, before))
+    assert not torch.equal(changed, old.bfloat16())

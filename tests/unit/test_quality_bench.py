@@ -206,6 +206,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     quick = arguments("", ["--quick", "--work", str(tmp_path)])
     assert quick.model_path.parent == tmp_path
     assert quick.amounts.prompts < args.amounts.prompts
+    assert quick.profile.parent == tmp_path
     for wrong in (["--tasks", "poems"], ["--tokens", "many"], ["--variants", "fast"], ["--prompts", "0"]):
         with pytest.raises(SystemExit):
             arguments("", wrong)
