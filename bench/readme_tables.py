@@ -48,7 +48,8 @@ def quality_table(result: dict[str, Any]) -> str:
             what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
             lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | {ttft} | |")
             continue
-        name = _BUDGETS.get(row["objective"], row["objective"]) if not row["policy"] else row["policy"]
+        name = row["policy"] or _BUDGETS.get(row["objective"], row["objective"])
+        name += ", per layer" if row["scope"] == "layer" else ""
         mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
         worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
         nll = _interval(row["nll_over_dense_percent"], " %")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from shplb.texts import user_texts
-from shplb.texts.library import source_text, sources, sources_of
+from shplb.texts.library import Split, source_text, sources, sources_of
 
 _PARAGRAPH_CHARACTERS = (300, 1500)
 # RULER's noise: sentences that say nothing, over and over.
@@ -40,10 +40,10 @@ class Corpus:
             )
 
     @classmethod
-    def shipped(cls) -> "Corpus":
-        """Prose that calibration never sees; words of all shipped texts but code."""
-        prose = [source_text(source.name) for source in sources_of("held_out", "prose")]
-        judged = [source_text(s.name) for s in sources() if s.split == "held_out" and s.domain != "code"]
+    def shipped(cls, split: Split = "held_out") -> "Corpus":
+        """Prose of one split, by default the one that calibration never sees; words of all shipped texts but code."""
+        prose = [source_text(source.name) for source in sources_of(split, "prose")]
+        judged = [source_text(s.name) for s in sources() if s.split == split and s.domain != "code"]
         return cls(prose, judged, [source_text(s.name) for s in sources() if s.domain != "code"])
 
     @classmethod

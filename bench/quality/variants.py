@@ -41,7 +41,10 @@ class Variant(msgspec.Struct, frozen=True):
 
 
 def parse_variant(text: str) -> Variant:
-    """ "dense", "OBJECTIVE@0.1", "OBJECTIVE-layer@0.1", or "POLICY@0.1" for any other name; VariantError otherwise."""
+    """ "dense", "OBJECTIVE@0.1", "OBJECTIVE-layer@0.1", "OBJECTIVE+POLICY@0.1", or "POLICY@0.1" for any other name.
+
+    Raises VariantError in one sentence for anything else.
+    """
     if text == DENSE:
         return Variant(DENSE)
     what, _, density = text.rpartition("@")
@@ -51,10 +54,10 @@ def parse_variant(text: str) -> Variant:
         value = 0.0
     if not what or not 0.0 < value <= 1.0:
         raise VariantError(f"--variants holds {text}, expected dense or NAME@DENSITY such as min_error@0.1.")
-    objective = what.removesuffix("-layer")
+    budgets, _, policy = what.partition("+")
     for known in get_args(Objective):
-        if objective == known:
-            return Variant(text, value, known, "layer" if what != objective else "model")
+        if budgets.removesuffix("-layer") == known:
+            return Variant(text, value, known, "layer" if budgets.endswith("-layer") else "model", policy)
     return Variant(text, value, policy=what)
 
 

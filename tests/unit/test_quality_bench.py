@@ -74,6 +74,7 @@ class FakeServer:
 def test_variants() -> None:
     assert parse_variant("dense").is_stock
     assert parse_variant("max_min-layer@0.25") == Variant("max_min-layer@0.25", 0.25, "max_min", "layer")
+    assert parse_variant("uniform+quest@0.1") == Variant("uniform+quest@0.1", 0.1, "uniform", policy="quest")
     assert parse_variant("quest,score=x@0.1") == Variant("quest,score=x@0.1", 0.1, policy="quest,score=x")
     for wrong in ("min_error", "min_error@0", "min_error@1.5", "@0.1", "uniform@x"):
         with pytest.raises(VariantError) as caught:
@@ -205,6 +206,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     quick = arguments("", ["--quick", "--work", str(tmp_path)])
     assert quick.model_path.parent == tmp_path
     assert quick.amounts.prompts < args.amounts.prompts
+    assert quick.profile.parent == tmp_path
     for wrong in (["--tasks", "poems"], ["--tokens", "many"], ["--variants", "fast"], ["--prompts", "0"]):
         with pytest.raises(SystemExit):
             arguments("", wrong)
