@@ -14,6 +14,10 @@ from shplb.recording import ProfileJob
 # Prefill chunks that whole query blocks fill exactly at both block sizes (128 and 192 rows).
 _CHUNK_TOKENS = 1536
 
+# SGLang ends an engine whose batch takes 300 s, which a measured chunk on a busy CPU does. Who waits sees the progress,
+# and a calibration at start has a limit of its own.
+_WATCHDOG_S = 24 * 3600.0
+
 
 def run(folder: Path) -> None:
     """Prefill the job's documents densely; every rank writes its CurveSums into ``folder``."""
@@ -34,6 +38,7 @@ def run(folder: Path) -> None:
         chunked_prefill_size=_CHUNK_TOKENS,
         skip_tokenizer_init=True,
         skip_server_warmup=True,
+        watchdog_timeout=_WATCHDOG_S,
         log_level="warning",
         **options,
     )
