@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -84,15 +85,20 @@ def check_request(model_dir: Path, out: Path, settings: ProfileSettings, *, limi
         raise CalibrationError(f"--device is {settings.device}, expected cuda or cpu.")
 
 
-def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
-    """Calibration documents of ``num_tokens`` tokens: the user's texts, or the shipped mix."""
+def load_tokenizer(model_dir: Path) -> Any:
+    """The Hugging Face tokenizer of a model folder; CalibrationError in one sentence when there is none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        return AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CalibrationError(f"the tokenizer of {model_dir} can't be loaded ({reason}); put it there.") from None
+
+
+def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
+    """Calibration documents of ``num_tokens`` tokens: the user's texts, or the shipped mix."""
+    tokenizer = load_tokenizer(model_dir)
     if texts is not None:
         return user_documents(texts, num_tokens, tokenizer)[:limit]
     return calibration_documents(num_tokens, tokenizer, limit=limit)

@@ -6,6 +6,7 @@ import sys
 import typer
 
 from shplb.commands.calibrate import calibrate
+from shplb.commands.compare import compare
 from shplb.commands.doctor import doctor
 from shplb.commands.messages import say
 from shplb.commands.pad import pad
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (profile, plan, show, report, simulate, calibrate, doctor, pad, quickstart):
+for command in (profile, plan, compare, show, report, simulate, calibrate, doctor, pad, quickstart):
     app.command(epilog=EPILOG)(command)
 app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.", epilog=EPILOG)
 

@@ -149,6 +149,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return bool(self.weights and other.weights and self.weights != other.weights)
 
 
+# Of Llama, Mistral, Qwen2 and Qwen3 where a config names none.
+_ROPE_THETA = 10000.0
+
 #: Fields that change what attention computes; a renamed folder, another dtype or a new transformers version do not.
 IDENTITY_FIELDS = (
     "architectures", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
@@ -158,9 +161,38 @@ IDENTITY_FIELDS = (
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 (hex) over the config fields that define the function of the model."""
+    """sha256 (hex) over the config fields that define the function of the model.
+
+    Equal for the forms in which versions of transformers write one model: rope settings in ``rope_parameters`` or in
+    ``rope_theta`` and ``rope_scaling``, defaults written or left out, numbers whole or not.
+    """
     identity = {key: config[key] for key in IDENTITY_FIELDS if config.get(key) is not None}
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window"):
+        identity.pop(key, None)
+    identity["rope_parameters"] = rope_of(config)
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        identity["sliding_window"] = config["sliding_window"]
+    identity.setdefault("tie_word_embeddings", False)
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+        identity.setdefault("num_key_value_heads", heads)
+        identity.setdefault("head_dim", hidden // heads)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings as transformers 5 writes them, numbers as floats; the default type where none are given."""
+    found: dict[str, Any] = {"rope_theta": config.get("rope_theta") or _ROPE_THETA}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = config.get(key)
+        found |= given if isinstance(given, dict) else {}
+    kind = found.pop("type", None)  # its older name
+    found["rope_type"] = found.get("rope_type") or kind or "default"
+    return {
+        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for key, value in found.items()
+        if value is not None
+    }
 
 
 def weights_hash(model_dir: Path) -> str:

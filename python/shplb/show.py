@@ -49,7 +49,7 @@ def crossover_text(tokens: int | None) -> str:
 def kv_text(cost: KvCost) -> str:
     """KV cache of the plan's layout, and what padding and replicas add to it."""
     added = {"padding": cost.padding_bytes, "replicas": cost.replica_bytes}
-    parts = [f"{what} {size / 1024:g}" for what, size in added.items() if size]
+    parts = [f"{size / 1024:g} KiB {what}" for what, size in added.items() if size]
     beside = f", of it {' and '.join(parts)}" if parts else ", none of it padding or replicas"
     return f"KV cache: {cost.bytes_per_token_rank / 1024:g} KiB per token and rank{beside}"
 

@@ -63,6 +63,7 @@ _FORBIDDEN = {
     "crossover.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "kv_cost.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "step_fit.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "quality/": ("kernels", "hf", "cli", "commands", "show", "report"),
     "diagnosis/": ("kernels", "hf", "cli", "show", "report", "commands"),
     "show_gain.py": ("sglang", "kernels", "hf", "cli", "commands", "calibration", "report"),
     "show_prediction.py": ("sglang", "kernels", "hf", "cli", "commands", "calibration", "report"),

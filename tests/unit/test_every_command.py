@@ -46,7 +46,7 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("patch", "check"): [],
     ("patch", "revert"): ["--target", "{}/llama"],
 }
-_NEED_A_SERVER = {("profile",), ("quickstart",)}
+_NEED_A_SERVER = {("profile",), ("compare",), ("quickstart",)}
 _TABLES = {("plan",), ("show",), ("simulate",), ("calibrate",), ("doctor",)}
 
 

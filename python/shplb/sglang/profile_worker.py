@@ -17,6 +17,10 @@ _CHUNK_TOKENS = 1536
 # SGLang wants room for an answer, also where a document fills the model's context.
 _ROOM_TOKENS = 8
 
+# SGLang ends an engine whose batch takes 300 s, which a measured chunk on a busy CPU does. Who waits sees the progress,
+# and a calibration at start has a limit of its own.
+_WATCHDOG_S = 24 * 3600.0
+
 
 def run(folder: Path) -> None:
     """Prefill the job's documents densely; every rank writes its CurveSums into ``folder``."""
@@ -39,6 +43,7 @@ def run(folder: Path) -> None:
         chunked_prefill_size=_CHUNK_TOKENS,
         skip_tokenizer_init=True,
         skip_server_warmup=True,
+        watchdog_timeout=_WATCHDOG_S,
         log_level="warning",
         **options,
     )

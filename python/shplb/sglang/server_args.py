@@ -20,6 +20,7 @@ from shplb.sglang.active_plan import (
     load_plan,
     local_model_dir,
 )
+from shplb.sglang.checkpoint import check_checkpoint
 from shplb.sglang.environment import CALIBRATION_S, Environment
 from shplb.sglang.features import (
     check_features,
@@ -35,6 +36,8 @@ from shplb.sparsity import PAGE_SIZE
 logger = logging.getLogger(__name__)
 
 _CALIBRATION_TOKENS = 8192
+# Load formats that read the safetensors files in the model's folder where there are some.
+_FROM_FILES = ("auto", "safetensors")
 # What may be wrapped, by device; the first is what we take on a CPU and advise elsewhere.
 _BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer", "fa3")}
 
@@ -97,6 +100,9 @@ def check_supported(args: Any) -> None:
     check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
     if plan.permutes:
         check_permutable(args, config)
+        folder = local_model_dir(args.model_path, args.revision)
+        if folder is not None and args.load_format in _FROM_FILES:
+            check_checkpoint(folder, plan)
 
 
 def _check_base_backend(args: Any) -> None:
