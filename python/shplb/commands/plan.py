@@ -100,16 +100,15 @@ def plan(
     )
     device = device_for(maker.profile.model, rates)
     found = find_density(maker, asked, at_tokens, device)
-    allocation = maker.allocate(found)
-    made = maker.plan_of(allocation, found)
+    made = maker.plan_of(allocation := maker.allocate(found), found)
     prediction = predict_prompt(made, at_tokens, device)
     gain = balance_gain(maker, allocation, found, prediction.tokens, device) if balance_aware else None
     made.save(out)
-    console = Console(stderr=True)
     if as_json:
         facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction, device)}
         typer.echo(json.dumps(facts | {"balance_gain": gain and dataclasses.asdict(gain)}, indent=1))
     else:
+        console = Console(stderr=True)
         print_found(asked, found, console)
         print_plan(made, console, prediction, device)
         print_gain(gain, console)
