@@ -32,13 +32,14 @@ def write_model(folder: Path, **changes: object) -> Path:
 
 def attention_weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Projections of every layer, zeros; of a model without sense in its config, those of CONFIG."""
-    sizes = [config.get(name) for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")]
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
+    sizes = [config.get(name) for name in names]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         return attention_weights(CONFIG)
-    heads, kv_heads, head_dim, hidden = sizes
+    layers, heads, kv_heads, head_dim, hidden = sizes
     rows = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
     made = {}
-    for layer in range(config["num_hidden_layers"]):
+    for layer in range(layers):
         name = f"model.layers.{layer}.self_attn"
         made |= {f"{name}.{which}_proj.weight": np.zeros((size, hidden), np.float32) for which, size in rows.items()}
         made[f"{name}.o_proj.weight"] = np.zeros((hidden, rows["q"]), np.float32)
