@@ -27,6 +27,14 @@ _SCHEDULED_STEPS = {
     "decode_256_requests_80_layers": "rank loads of a decode step, 256 requests, 80 layers",
 }
 _WORK_ITEMS = 4096
+_PARTS = ("attention_ms", "select_ms", "ms")
+_POLICIES = {
+    "policy shplb": "S-HPLB",
+    "policy streaming_llm": "as StreamingLLM",
+    "policy minference": "as MInference",
+    "policy xattention": "as XAttention",
+    "policy flexprefill": "as FlexPrefill",
+}
 _PLACED = ((8, 2), (32, 8), (64, 8))
 _PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as placed"}
 
@@ -119,6 +127,26 @@ def attention_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def policies_table(result: dict[str, Any]) -> str:
+    """Rivals' ways to choose pages at equal computed density, over the same kernel."""
+    lines = [
+        f"| one layer at density {result['arguments']['densities']}, 16 query and 4 KV heads, {result['device']} "
+        "| attention | selection | together | dense fa3 takes |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [row for row in result["results"] if row["shape"] == "llama-8b-tp2"]
+    dense = {row["step"]: row["ms"] for row in rows if row["variant"].startswith("dense fa3")}
+    for row in rows:
+        if row["variant"] not in _POLICIES:
+            continue
+        step, length = row["step"].split("-", 1)
+        where = f"{length} tokens" if step == "whole" else f"chunk of {length.replace('-on-', ' after ')}"
+        times = f"{dense[row['step']] / row['ms']:.1f} times as long"
+        cells = (f"{where}: {_POLICIES[row['variant']]}", *(f"{row[key]:.2f} ms" for key in _PARTS), times)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def scheduler_table(result: dict[str, Any]) -> str:
     """Medians of the core's routines."""
     lines = [f"| one thread, {result['machine']['note']} | median |", "|---|---|"]
@@ -170,6 +198,7 @@ TABLES = {
         "quality": quality_table,
         "serving": serving_table,
         "attention": attention_table,
+        "policies": policies_table,
         "balance": balance_table,
         "scheduler": scheduler_table,
     },
