@@ -44,16 +44,17 @@ def describe(plan: "ServingPlan", device: "Device") -> dict[str, Any]:
 
     from shplb.crossover import crossover_tokens
     from shplb.kv_cost import KvCost
-    from shplb.plan import ARRAYS
+    from shplb.plan import ARRAYS, OPTIONAL_ARRAYS
     from shplb.prediction import predict_prompt
     from shplb.rank_loads import RankLoads, imbalance
 
     loads = RankLoads.of(plan)
-    facts = {name: getattr(plan, name) for name in plan.__struct_fields__ if name not in ARRAYS}
+    arrays = (*ARRAYS, *OPTIONAL_ARRAYS)
+    facts = {name: getattr(plan, name) for name in plan.__struct_fields__ if name not in arrays}
     return {
         "plan_hash": plan.hash,
         **msgspec.to_builtins(facts),
-        **{name: getattr(plan, name).tolist() for name in ARRAYS},
+        **{name: getattr(plan, name).tolist() for name in arrays},
         "prediction": dataclasses.asdict(predict_prompt(plan, device=device)),
         "rates": device.origin,
         "crossover_tokens": crossover_tokens(plan, device),
