@@ -3,12 +3,14 @@
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import torch
 from dummy_model import lognormal_budgets
 
 from shplb.kernels.flashinfer_sm90 import Sm90Prefill
 from shplb.kernels.trial import Shape, Step, TrialStep
+from shplb.policies import DEFAULT, POLICIES, Policy
 from shplb.sparsity import SparsityRule, query_block_size
 
 DEVICE = torch.device("cuda", 0)
@@ -20,15 +22,26 @@ class OurStep(TrialStep):
 
     def __init__(
         self, shape: Shape, step: Step, density: float, *, seed: int, sigma: float, shared_lists: bool = False,
-        naive_order: bool = False, num_layers: int = 32,
+        naive_order: bool = False, num_layers: int = 32, policy: Policy = POLICIES[DEFAULT],
     ) -> None:  # fmt: skip
-        rule = SparsityRule(query_block=query_block_size(shape.head_dim), dense_below_tokens=0)
+        rule = policy.rule(SparsityRule(query_block=query_block_size(shape.head_dim), dense_below_tokens=0))
         shares = lognormal_budgets((shape.num_qo_heads,), density, sigma, seed)
         kernel = Sm90Prefill(DTYPE, shape.head_dim, DEVICE)
         super().__init__(kernel, rule, shape, step, shares, num_layers=num_layers, shared_lists=shared_lists, seed=seed)
         if naive_order:
             self._order_naively()
+        if rule.choice == "top_p":
+            self._tune_coverage(density)
         self.flops, self.density = self._computed()
+
+    def _tune_coverage(self, density: float) -> None:
+        """Find the coverage at which lists come to ``density``; of random keys no other has a meaning."""
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            self.prefill.rule = msgspec.structs.replace(self.prefill.rule, coverage=middle)
+            self.select()
+            low, high = (middle, high) if self._computed()[1] < density else (low, middle)
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The kernels of selection one by one."""

@@ -2,6 +2,7 @@
 """GPU time of one layer's prefill attention: dense baselines against ours, with selection and planning apart.
 
     python bench/bench_attention.py [--shapes llama-8b-tp2,...] [--steps whole-131072,...] [--densities 0.05,0.10,0.25]
+                                    [--policies rivals]
 
 Random weights and keys: times depend on list lengths, which come from log-normal budgets (``--sigma``), not on values.
 Needs a GPU of compute capability 9.0. Writes bench/results/attention.json.
@@ -22,6 +23,7 @@ from provenance import provenance
 from shplb.container import write_atomically
 from shplb.kernels import dense_baselines as baselines
 from shplb.kernels.trial import Pool, Shape, Step
+from shplb.policies import POLICIES
 
 SEED = 20260310
 BASELINES = {
@@ -29,6 +31,8 @@ BASELINES = {
     "dense flashinfer fa2 (stock)": baselines.flashinfer_stock,
     "dense flashinfer sm90": baselines.flashinfer_sm90,
 }
+#: The paper's comparison: ours, and what it is measured against.
+RIVALS = ("shplb", "streaming_llm", "minference", "xattention", "flexprefill")
 SHAPES = {
     "llama-8b-tp1": Shape(32, 8, 128),
     "llama-8b-tp2": Shape(16, 4, 128),
@@ -93,6 +97,32 @@ def measure_ours(shape: Shape, step: Step, density: float, sigma: float, rounds:
     return rows
 
 
+def measure_policies(
+    shape: Shape, step: Step, density: float, sigma: float, rounds: int, names: list[str]
+) -> list[dict[str, Any]]:
+    """Selection and attention of other policies at the same computed density, over the same kernel.
+
+    Rivals whose budgets are uniform have equal lists; of those whose lists are as long as scores say, ``coverage`` is
+    tuned to the density, and the work plan made on the GPU counts as selection.
+    """
+    rows = []
+    for name in names:
+        policy = POLICIES[name]
+        spread = 0.0 if policy.budgets == "uniform" else sigma
+        ours = OurStep(shape, step, density, seed=SEED, sigma=spread, num_layers=1, policy=policy)
+        attention = median_ms(ours.attend, rounds)
+        row = {"variant": f"policy {name}", "density": round(ours.density, 4), "attention_ms": attention}
+        row["tflops"] = round(ours.flops / attention / 1e9, 1)
+        row["select_ms"] = median_ms(ours.select, rounds)
+        row["ms"] = median_ms(ours.run, rounds)
+        row["parts"] = {"budgets": policy.budgets, "score": policy.score, "choice": policy.choice}
+        if policy.choice == "top_p":
+            row["coverage"] = round(ours.prefill.rule.coverage, 4)
+        rows.append(row)
+        torch.cuda.empty_cache()
+    return rows
+
+
 def plan_us(ours: OurStep, rounds: int) -> float:
     """CPU time of planning a step, per layer, tables and staging included."""
     times = []
@@ -112,7 +142,15 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, default=0.8, help="spread of log-normal budgets")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "attention.json")
+    parser.add_argument(
+        "--policies",
+        default="",
+        help=f"time these, too, comma-separated: {','.join(POLICIES)}; rivals for five of them",
+    )
     args = parser.parse_args()
+    names = list(RIVALS) if args.policies == "rivals" else [name for name in args.policies.split(",") if name]
+    if unknown := sorted(set(names) - set(POLICIES)):
+        parser.error(f"--policies names {', '.join(unknown)}, expected some of {', '.join(POLICIES)}, or rivals")
     results = []
     for shape_name in args.shapes.split(","):
         for step_name in args.steps.split(","):
@@ -120,6 +158,7 @@ def main() -> None:
             rows = measure_baselines(shape, step, args.rounds)
             for density in map(float, args.densities.split(",")):
                 rows += measure_ours(shape, step, density, args.sigma, args.rounds)
+                rows += measure_policies(shape, step, density, args.sigma, args.rounds, names)
             for row in rows:
                 results.append({"shape": shape_name, "step": step_name, **row})
                 print(json.dumps(results[-1]), flush=True)

@@ -19,8 +19,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from bench_quality import TEXT_DOMAINS, WINDOW, computed_density, plan_at
 from provenance import provenance
+from quality.sampling import WINDOW
+from quality.variants import computed_density, plan_at
+from quality.workload import TEXT_DOMAINS
 from transformers import AutoTokenizer
 
 from shplb.container import write_atomically

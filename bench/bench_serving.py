@@ -4,6 +4,7 @@
     python bench/bench_serving.py --shape llama-3.1-8b --tp 2 --server-arg=--disable-custom-all-reduce
     python bench/bench_serving.py --model-path MODEL --plan PLAN --variants fa3,flashinfer,shplb
     python bench/bench_serving.py --shape llama-3.1-8b --cached 1x120000,64x120000,512x120000,2048x120000
+    SHPLB_SAMPLE_EVERY=4 python bench/bench_serving.py --shape llama-3.1-8b --tp 2 --variants shplb,shplb-contiguous
     python bench/bench_serving.py                       # without a GPU: SmolLM2, short prompts
 
 Every variant's server starts once and serves the same prompts of random tokens; the radix cache is on and must not hit,
@@ -91,6 +92,15 @@ def counters(server: Server, variant: str) -> dict[str, Any]:
     if (found is not None) != (variant in SPARSE):
         raise WrongPathError(f"{variant} has {'an' if found else 'no'} shplb section in /server_info.")
     return found or {}
+
+
+def measured_facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Of an S-HPLB server's counters, what all its steps together took; times on the GPU where steps were sampled."""
+    wanted = (
+        "plan_ms_per_step", "imbalance", "contiguous_imbalance", "sampled_steps", "selection_ms_per_step",
+        "attention_ms_per_step", "measured_bubble", "predicted_over_measured",
+    )  # fmt: skip
+    return {key: found[key] for key in wanted if key in found}
 
 
 def warm_up(server: Server, args: argparse.Namespace, length: int, concurrency: int) -> None:
@@ -184,6 +194,7 @@ def run_variant(variant: str, plan: Path | None, args: argparse.Namespace, resul
             for row in points_of(client, server, variant, args, info["page_size"]):
                 result["rows"].append(row)
                 print(json.dumps(row), flush=True)
+            facts |= measured_facts(counters(server, variant))
         except OSError as error:
             raise ServerFailedError(f"the server went away ({error}); its log {log} ends:\n{server.tail()}") from None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables of README.md from bench/results/*.json, between their markers. ``--check`` only compares."""
+"""Write tables of README.md and docs from bench/results/*.json, between markers. ``--check`` only compares."""
 
 import argparse
 import json
@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shplb.step_fit import bench_ttft_ms
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 
 _STEPS = ("whole-131072", "chunk-8192-on-122880")
-_FEW_PROMPTS = 5
 _BUDGETS = {
     "dense": "dense (stock SGLang)",
     "uniform": "uniform",
@@ -20,9 +21,58 @@ _BUDGETS = {
     "min_error": "least output error (default)",
 }
 
+_SCHEDULED_STEPS = {
+    "chunk_8192_on_122880": "whole plan of a step: 8192 tokens after 122880, 32 layers, 16 query heads",
+    "whole_131072": "the same, 131072 tokens at once",
+    "decode_256_requests_80_layers": "rank loads of a decode step, 256 requests, 80 layers",
+}
+_WORK_ITEMS = 4096
+_PARTS = ("attention_ms", "select_ms", "ms")
+_POLICIES = {
+    "policy shplb": "S-HPLB",
+    "policy streaming_llm": "as StreamingLLM",
+    "policy minference": "as MInference",
+    "policy xattention": "as XAttention",
+    "policy flexprefill": "as FlexPrefill",
+}
+_PLACED = ((8, 2), (32, 8), (64, 8))
+_PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as placed"}
+
 
 def quality_table(result: dict[str, Any]) -> str:
-    """Objectives at equal computed density: NLL over dense with paired standard errors, retrieval answers."""
+    """Differences to dense with 95 % intervals, and what the rule says, per length."""
+    if "format" not in result:
+        return first_quality_table(result)
+    lines = [
+        f"| {result['model']}, {result['device']} | computed density | mean score over dense | worst task over dense "
+        "| NLL over dense | TTFT | rule |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
+        ttft = "" if row["ttft_ms"] is None else f"{row['ttft_ms']:.0f} ms"
+        if row["name"] == "dense":
+            counted = row["counted_tasks"]
+            mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
+            what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
+            lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | {ttft} | |")
+            continue
+        name = row["policy"] or _BUDGETS.get(row["objective"], row["objective"])
+        name += ", per layer" if row["scope"] == "layer" else ""
+        mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
+        worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
+        nll = _interval(row["nll_over_dense_percent"], " %")
+        rule = "met" if row["verdict"]["meets"] else "not met"
+        cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, ttft, rule)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(found: dict[str, float] | None, unit: str) -> str:
+    return f"{found['value']:+.2f}{unit} [{found['low']:+.2f}, {found['high']:+.2f}]" if found else "-"
+
+
+def first_quality_table(result: dict[str, Any]) -> str:
+    """Of results before RULER's tasks: NLL over dense with paired standard errors, retrieval answers."""
     lines = [
         f"| budgets, {result['model']}, {result['tokens']} tokens | computed density | text NLL over dense "
         "| answers right | answer NLL over dense |",
@@ -51,15 +101,10 @@ def serving_table(result: dict[str, Any]) -> str:
     for (variant, tokens, new), row in points.items():
         if variant != "shplb":
             continue
-        theirs, ours = _ttft_ms(points[stock, tokens, new]), _ttft_ms(row)
+        theirs, ours = bench_ttft_ms(points[stock, tokens, new]), bench_ttft_ms(row)
         what = f"{tokens}" if new is None else f"{new} after {row['cached_tokens']} cached"
         lines.append(f"| {what} | {theirs:.0f} ms | {ours:.0f} ms | {theirs / ours:.2f} | {row['density']:.3f} |")
     return "\n".join(lines)
-
-
-def _ttft_ms(row: dict[str, Any]) -> float:
-    """The median, or the fastest of so few prompts that the first one, which may still warm up, would weigh."""
-    return float(row["ttft_p50_ms"] if row["prompts"] >= _FEW_PROMPTS else min(row["ttft_ms"]))
 
 
 def attention_table(result: dict[str, Any]) -> str:
@@ -72,7 +117,8 @@ def attention_table(result: dict[str, Any]) -> str:
     for row in result["results"]:
         step, length = row["step"].split("-", 1)
         where = {"whole": f"{length} tokens", "chunk": f"chunk of {length.replace('-on-', ' after ')}"}[step]
-        if row["step"] not in _STEPS or "note" in row or "KV group" in row["variant"]:
+        other = "KV group" in row["variant"] or row["variant"].startswith("policy ")
+        if row["step"] not in _STEPS or "note" in row or other:
             continue
         attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
         select, both = (f"{row[key]:.2f} ms" if "select_ms" in row else "" for key in ("select_ms", "ms"))
@@ -95,38 +141,111 @@ def replicas_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def policies_table(result: dict[str, Any]) -> str:
+    """Rivals' ways to choose pages at equal computed density, over the same kernel."""
+    lines = [
+        f"| one layer at density {result['arguments']['densities']}, 16 query and 4 KV heads, {result['device']} "
+        "| attention | selection | together | dense fa3 takes |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [row for row in result["results"] if row["shape"] == "llama-8b-tp2"]
+    dense = {row["step"]: row["ms"] for row in rows if row["variant"].startswith("dense fa3")}
+    for row in rows:
+        if row["variant"] not in _POLICIES:
+            continue
+        step, length = row["step"].split("-", 1)
+        where = f"{length} tokens" if step == "whole" else f"chunk of {length.replace('-on-', ' after ')}"
+        times = f"{dense[row['step']] / row['ms']:.1f} times as long"
+        cells = (f"{where}: {_POLICIES[row['variant']]}", *(f"{row[key]:.2f} ms" for key in _PARTS), times)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def scheduler_table(result: dict[str, Any]) -> str:
+    """Medians of the core's routines."""
+    lines = [f"| one thread, {result['machine']['note']} | median |", "|---|---|"]
+    for row in result["steps"]:
+        lines.append(f"| {_SCHEDULED_STEPS[row['step']]} | {row['median_us']:.0f} µs |")
+    for row in result["work_plan"]:
+        if row["num_items"] == _WORK_ITEMS and row["lengths"] == "heads":
+            auto, theirs = row["auto"]["median_us"], row["flashinfer_algorithm"]["median_us"]
+            lines.append(f"| work plan of {_WORK_ITEMS} items | {auto:.0f} µs |")
+            lines.append(f"| the same by FlashInfer's algorithm | {theirs:.0f} µs |")
+    python = result["flashinfer_python_part"]
+    lines.append(f"| `plan()` of FlashInfer's wrapper, {python['num_lists']} lists | {python['median_us']:.0f} µs |")
+    for row in result["placement"]:
+        if row["loads"] == "lognormal" and (row["num_units"], row["num_ranks"]) in _PLACED:
+            what = f"placing {row['num_units']} KV groups on {row['num_ranks']} ranks, a layer"
+            lines.append(f"| {what} | {row['auto']['us_per_layer']:.1f} µs |")
+    return "\n".join(lines)
+
+
+def balance_table(result: dict[str, Any]) -> str:
+    """What two ranks wait for each other, timed on the GPUs."""
+    lines = [
+        f"| heads, {result['rows'][0]['input_tokens']} tokens, {len(result['gpus'])} x {result['device']} "
+        "| predicted max/mean load | attention time spent waiting |",
+        "|---|---|---|",
+    ]
+    for server in result["servers"]:
+        bubble = f"{100 * server['measured_bubble']:.1f} %"
+        lines.append(f"| {_PLACEMENTS[server['variant']]} | {server['imbalance']:.3f} | {bubble} |")
+    return "\n".join(lines)
+
+
+def simulation_table(result: dict[str, Any]) -> str:
+    """Predicted and measured time to first token of S-HPLB, its other costs fitted to stock SGLang's rows."""
+    lines = [
+        f"| prompt tokens, S-HPLB, {len(result['measured']['gpus'])} x {result['measured']['device']} | measured "
+        "| predicted | off |",
+        "|---|---|---|---|",
+    ]
+    for row in result["from_stock"]["rows"]:
+        new, cached = row["prompt_tokens"] - row["cached_tokens"], row["cached_tokens"]
+        what = f"{new} after {cached} cached" if cached else f"{new}"
+        lines.append(f"| {what} | {row['ttft_ms']:.0f} ms | {row['predicted_ms']:.0f} ms | {row['off']:+.0%} |")
+    return "\n".join(lines)
+
+
 TABLES = {
-    "quality": quality_table,
-    "serving": serving_table,
-    "attention": attention_table,
-    "replicas": replicas_table,
+    README: {
+        "quality": quality_table,
+        "serving": serving_table,
+        "attention": attention_table,
+        "policies": policies_table,
+        "balance": balance_table,
+        "scheduler": scheduler_table,
+        "replicas": replicas_table,
+    },
+    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table},
 }
 
 
-def render(readme: str) -> str:
-    """``readme`` with every marked table replaced; ValueError when a marker is missing."""
-    for name, table in TABLES.items():
+def render(path: Path) -> str:
+    """The text of ``path`` with every marked table replaced; ValueError when a marker is missing."""
+    text = path.read_text()
+    for name, table in TABLES[path].items():
         begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
-        head, _, rest = readme.partition(begin)
+        head, _, rest = text.partition(begin)
         _, found, tail = rest.partition(end)
         if not found:
             raise ValueError(
-                f"README.md lacks the markers of table '{name}'; put '{begin.strip()}' and '{end.strip()}'."
+                f"{path.name} lacks the markers of table '{name}'; put '{begin.strip()}' and '{end.strip()}'."
             )
-        readme = head + begin + table(json.loads((RESULTS / f"{name}.json").read_text())) + end + tail
-    return readme
+        text = head + begin + table(json.loads((RESULTS / f"{name}.json").read_text())) + end + tail
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    old = README.read_text()
-    new = render(old)
-    if check and new != old:
-        sys.exit("README.md differs from bench/results: run python bench/readme_tables.py")
-    if not check:
-        README.write_text(new)
+    for path in TABLES:
+        made = render(path)
+        if check and made != path.read_text():
+            sys.exit(f"{path.name} differs from bench/results: run python bench/readme_tables.py")
+        if not check:
+            path.write_text(made)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ from shplb.budget import Objective, Scope, allocate_budgets
 from shplb.placement import place_heads
 from shplb.profile import HeadProfile
 from shplb.replicas import place_replicas
-from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
-
-#: A budget is above 0; the pages that are always kept make it a list.
-_LEAST_BUDGET = 1e-6
+from shplb.sparsity import LEAST_BUDGET, PAGE_SIZE, BudgetTable, SparsityRule, floor_share
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Allocation:
 class LengthProblem:
     """What budgets at one profiled length are found from; arrays as ``allocate_budgets`` takes them.
 
-    The floor counts: at length n a block sees about 3n/4 tokens, of which ``floor_pages`` are always kept.
+    The floor counts, see ``sparsity.floor_share``.
     """
 
     curves: np.ndarray
@@ -56,7 +53,7 @@ def length_problems(profile: HeadProfile, density: float, objective: Objective) 
     inert = profile.inert if profile.model.inert_kv_heads else None
     problems = []
     for index, length in enumerate(profile.lengths):
-        floor = min(profile.rule.floor_pages / num_pages(3 * int(length) // 4), 1.0)
+        floor = floor_share(profile.rule, int(length))
         own = np.ascontiguousarray(curves[:, :, index])
         problems.append(LengthProblem(own, profile.densities, max(density, floor), floor, inert))
     return problems
@@ -86,9 +83,9 @@ def allocate_apart(
 
 def stack_lengths(densities: list[np.ndarray], profile: HeadProfile) -> np.ndarray:
     """Densities [num_layers, num_qo_heads] of every length as budgets: above 0, and next to it for inert heads."""
-    budgets = np.clip(np.stack(densities, axis=-1), _LEAST_BUDGET, 1.0)
+    budgets = np.clip(np.stack(densities, axis=-1), LEAST_BUDGET, 1.0)
     # Their output is 0 whatever they read, and the always-kept pages are not worth a share that grows with length.
-    budgets[profile.inert] = _LEAST_BUDGET
+    budgets[profile.inert] = LEAST_BUDGET
     return budgets
 
 

@@ -25,6 +25,12 @@ def mean_arrays(sums: list[CurveSums]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return rows, error, np.clip(np.array([recovery for recovery, _ in means], dtype=np.float32), 0.0, 1.0)
 
 
+def mean_residual(sums: list[CurveSums]) -> np.ndarray:
+    """float64 [num_layers], mean over the rows of all documents; 0 where none was measured."""
+    total = np.sum([each.residual for each in sums], axis=0)
+    return np.asarray(total[:, 0] / np.maximum(total[:, 1], 1.0))
+
+
 def measured_sampling(
     folder: Path, request: ProfileRequest, tp_size: int, sampled: CurveSums, model: ModelShape, title: str
 ) -> RowSampling:

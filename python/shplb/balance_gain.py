@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from shplb.allocation import Allocation
+from shplb.device import H200, Device
 from shplb.plan import ServingPlan
 from shplb.planning import PlanMaker
 from shplb.prediction import placed_ms
@@ -39,7 +40,7 @@ class BalanceGain:
     same_error: Side | None
 
 
-def balance_gain(maker: PlanMaker, made: Allocation, density: float, tokens: int) -> BalanceGain:
+def balance_gain(maker: PlanMaker, made: Allocation, density: float, tokens: int, device: Device = H200) -> BalanceGain:
     """Compare what a balance-aware ``maker`` ``made`` at ``density`` with the two solved apart.
 
     ``tokens``: length of the prompt whose attention is predicted.
@@ -51,7 +52,8 @@ def balance_gain(maker: PlanMaker, made: Allocation, density: float, tokens: int
 
     def side(source: PlanMaker, allocation: Allocation, at: float) -> Side:
         plan = source.plan_of(allocation, at)
-        return Side(_last_error(allocation), _slowest_pages(plan), _mean(source, plan), placed_ms(plan, tokens))
+        time_ms = placed_ms(plan, tokens, device)
+        return Side(_last_error(allocation), _slowest_pages(plan), _mean(source, plan), time_ms)
 
     same, same_side = None, None
     if _last_error(apart.allocate(1.0)) <= wanted:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from shplb.assembly import mean_arrays, measured_sampling, read_sums
+from shplb.assembly import mean_arrays, mean_residual, measured_sampling, read_sums
 from shplb.container import FileFormatError
 from shplb.errors import CalibrationError, CalibrationTimeoutError
 from shplb.importance import fisher_importance, measure_sensitivity
@@ -84,15 +85,20 @@ def check_request(model_dir: Path, out: Path, settings: ProfileSettings, *, limi
         raise CalibrationError(f"--device is {settings.device}, expected cuda or cpu.")
 
 
-def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
-    """Calibration documents of ``num_tokens`` tokens: the user's texts, or the shipped mix."""
+def load_tokenizer(model_dir: Path) -> Any:
+    """The Hugging Face tokenizer of a model folder; CalibrationError in one sentence when there is none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        return AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise CalibrationError(f"the tokenizer of {model_dir} can't be loaded ({reason}); put it there.") from None
+
+
+def choose_documents(model_dir: Path, num_tokens: int, *, texts: Path | None, limit: int) -> list[Document]:
+    """Calibration documents of ``num_tokens`` tokens: the user's texts, or the shipped mix."""
+    tokenizer = load_tokenizer(model_dir)
     if texts is not None:
         return user_documents(texts, num_tokens, tokenizer)[:limit]
     return calibration_documents(num_tokens, tokenizer, limit=limit)
@@ -146,6 +152,7 @@ def profile_model(
             recovery=recovery,
             importance=weights,
             importance_method=method,
+            residual=mean_residual(sums),
             row_sampling=measured_sampling(folder, request, settings.tp_size, sums[0], model, titles[0]),
         )
         profile.save(out)

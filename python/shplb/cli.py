@@ -1,70 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``shplb`` command: plan, show and the rest; longer commands have a module of their own."""
+"""The ``shplb`` command: registers the commands, each a module of its own, and turns errors into one sentence."""
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from shplb.commands.calibrate import calibrate
+from shplb.commands.compare import compare
 from shplb.commands.doctor import doctor
 from shplb.commands.messages import say
+from shplb.commands.pad import pad
 from shplb.commands.plan import plan
 from shplb.commands.profile import profile
+from shplb.commands.quickstart import quickstart
 from shplb.commands.report import report
+from shplb.commands.show import show
 from shplb.commands.simulate import simulate
+from shplb.exit_codes import EPILOG
 from shplb.patching.command import app as patch_app
 
 app = typer.Typer(
     name="shplb",
     help="Head-adaptive sparse prefill attention for SGLang, balanced over tensor-parallel GPUs.",
+    epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(profile)
-app.command()(plan)
-app.command()(doctor)
-app.command()(calibrate)
-app.command()(simulate)
-app.command()(report)
-app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.")
-
-
-@app.command()
-def show(path: Annotated[Path, typer.Argument(help="A plan file.")]) -> None:
-    """Show a plan: budgets as a map of heads, rank loads before and after placement."""
-    from shplb.plan import ServingPlan
-    from shplb.show import print_head_map, print_plan
-
-    loaded = ServingPlan.load(path)
-    output = Console()
-    print_plan(loaded, output)
-    print_head_map(loaded, output)
-
-
-@app.command()
-def pad(
-    model_path: Annotated[Path, typer.Argument(help="Hugging Face model folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    kv_heads: Annotated[int, typer.Option(help="KV heads after padding.")],
-) -> None:
-    """Add zero KV groups to a model, so that its heads divide over more TP sizes; outputs stay the same."""
-    from shplb.hf.padding import pad_kv_groups
-
-    say(f"wrote {pad_kv_groups(model_path, out, kv_heads)}")
-
-
-@app.command()
-def quickstart(
-    folder: Annotated[Path | None, typer.Option(help="Where files go (default: .cache/quickstart).")] = None,
-) -> None:
-    """Profile, plan and serve SmolLM2-135M with S-HPLB, and ask it a long question."""
-    from shplb.quickstart.run import default_folder, run
-
-    run(default_folder() if folder is None else folder)
+for command in (profile, plan, compare, show, report, simulate, calibrate, doctor, pad, quickstart):
+    app.command(epilog=EPILOG)(command)
+app.add_typer(patch_app, name="patch", help="Apply, check or revert the patch of the pinned SGLang.", epilog=EPILOG)
 
 
 def main() -> None:

@@ -15,6 +15,11 @@ SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCa
 #: Config key (written by shplb's padding) that lists KV heads which were added as zeros.
 INERT_KEY = "shplb_inert_kv_heads"
 
+# Far beyond any model, and small enough that arrays of one number per head of every layer can be made.
+_MOST_LAYERS = 4096
+_MOST_HEADS = 4096
+_MOST_HIDDEN = 1 << 20
+
 _SAMPLES_PER_SHARD = 16
 _SAMPLE_BYTES = 4096
 
@@ -41,6 +46,13 @@ class ModelShape(msgspec.Struct, frozen=True):
                 f"{self.num_layers} layers, {self.num_qo_heads} query heads over {self.num_kv_heads} KV heads of size "
                 f"{self.head_dim} at hidden size {self.hidden_size} do not form whole groups: check the config.json."
             )
+        limits = (_MOST_LAYERS, _MOST_HEADS, _MOST_HEADS, _MOST_HIDDEN, _MOST_HIDDEN)
+        if any(size > most for size, most in zip(sizes, limits, strict=True)):
+            raise UnsupportedModelError(
+                f"{self.num_layers} layers, {self.num_qo_heads} query heads of size {self.head_dim} and hidden size "
+                f"{self.hidden_size} are more than the {_MOST_LAYERS} layers, {_MOST_HEADS} heads and sizes of "
+                f"{_MOST_HIDDEN} that S-HPLB serves: check the config.json."
+            )
         if not set(self.inert_kv_heads) <= set(range(self.num_kv_heads)):
             raise UnsupportedModelError(
                 f"{INERT_KEY} is {list(self.inert_kv_heads)}, expected heads below {self.num_kv_heads}: pad it again."
@@ -49,6 +61,11 @@ class ModelShape(msgspec.Struct, frozen=True):
     @property
     def group_size(self) -> int:
         return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def head_counts(self) -> dict[str, int]:
+        """Extents of arrays that have an entry for every head of every layer, by the names that files use."""
+        return {name: getattr(self, name) for name in ("num_layers", "num_qo_heads", "num_kv_heads")}
 
     @property
     def inert_qo_heads(self) -> frozenset[int]:
@@ -132,6 +149,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return bool(self.weights and other.weights and self.weights != other.weights)
 
 
+# Of Llama, Mistral, Qwen2 and Qwen3 where a config names none.
+_ROPE_THETA = 10000.0
+
 #: Fields that change what attention computes; a renamed folder, another dtype or a new transformers version do not.
 IDENTITY_FIELDS = (
     "architectures", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
@@ -141,9 +161,38 @@ IDENTITY_FIELDS = (
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 (hex) over the config fields that define the function of the model."""
+    """sha256 (hex) over the config fields that define the function of the model.
+
+    Equal for the forms in which versions of transformers write one model: rope settings in ``rope_parameters`` or in
+    ``rope_theta`` and ``rope_scaling``, defaults written or left out, numbers whole or not.
+    """
     identity = {key: config[key] for key in IDENTITY_FIELDS if config.get(key) is not None}
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window"):
+        identity.pop(key, None)
+    identity["rope_parameters"] = rope_of(config)
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
+        identity["sliding_window"] = config["sliding_window"]
+    identity.setdefault("tie_word_embeddings", False)
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if isinstance(heads, int) and isinstance(hidden, int) and heads > 0:
+        identity.setdefault("num_key_value_heads", heads)
+        identity.setdefault("head_dim", hidden // heads)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings as transformers 5 writes them, numbers as floats; the default type where none are given."""
+    found: dict[str, Any] = {"rope_theta": config.get("rope_theta") or _ROPE_THETA}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = config.get(key)
+        found |= given if isinstance(given, dict) else {}
+    kind = found.pop("type", None)  # its older name
+    found["rope_type"] = found.get("rope_type") or kind or "default"
+    return {
+        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for key, value in found.items()
+        if value is not None
+    }
 
 
 def weights_hash(model_dir: Path) -> str:

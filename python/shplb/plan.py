@@ -2,39 +2,55 @@
 """ServingPlan: budgets and head placement for one model at one tensor-parallel size, as one validated file."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 
 from shplb.budget import Objective, Scope
-from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
+from shplb.container import (
+    FileFormatError,
+    Migration,
+    content_hash,
+    load_container,
+    save_container,
+    take_arrays,
+    take_facts,
+)
 from shplb.model import Fingerprint, ModelShape
 from shplb.replicas import divide_replicas
-from shplb.sparsity import BudgetTable, SparsityRule, query_block_size
+from shplb.sparsity import MOST_TOKENS, BudgetTable, SparsityRule, query_block_size
 
 KIND = "ServingPlan"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-# Far beyond any context, and small enough for the integers of a budget table.
-_MOST_TOKENS = 1 << 30
+
+def _add_replicas(tensors: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Version 1 knew none."""
+    facts["replicas"] = 0
+
+
+#: Version of an older file -> what makes the next version of it; see docs/files.md.
+MIGRATIONS: dict[int, Migration] = {1: _add_replicas}
+_HEADS = ("num_layers", "num_kv_heads")
+ARRAYS = {
+    "lengths": ("int64", ("num_lengths",)),
+    "budgets": ("float64", ("num_layers", "num_qo_heads", "num_lengths")),
+    "physical_to_logical": ("int32", ("num_layers", "num_placed")),
+    "loads": ("int64", _HEADS),
+}
+OPTIONAL_ARRAYS = {"recovery": ARRAYS["budgets"]}
+
 _MOST_PAGES = 1 << 16
 
 
-class ServingPlan(msgspec.Struct, frozen=True):
-    """What every rank needs to serve.
+class PlanFacts(msgspec.Struct, frozen=True):
+    """What a plan file's metadata holds: everything but arrays.
 
-    Attributes:
-        lengths: int64 [num_lengths], ascending tokens.
-        budgets: float64 [num_layers, num_qo_heads, num_lengths], share of visible pages kept, in (0, 1];
-            heads in the model's own (logical) order.
-        physical_to_logical: int32 [num_layers, tp_size * num_slots]; KV group in slot p of layer l, where rank r owns
-            the slots [r*n, (r+1)*n), n = num_slots. Named as in EPLB.
-        loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
-        balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would
-            have at the same work of the slowest ranks. Files from before this field have it false.
-        replicas: slots that every rank has beyond num_kv_heads / tp_size. A group in two slots, on different ranks, is
-            a replica: the two divide its work at every step. Files from before this field have 0.
+    balance_aware: budgets and placement were solved together: ``density`` is what the two solved apart would have at
+    the same work of the slowest ranks. Files from before this field have it false.
+    replicas: slots that every rank has beyond num_kv_heads / tp_size. A group in two slots, on different ranks, is a
+    replica: the two divide its work at every step.
     """
 
     model: ModelShape
@@ -46,12 +62,29 @@ class ServingPlan(msgspec.Struct, frozen=True):
     density: float
     profile_hash: str
     versions: dict[str, str]
+    balance_aware: bool = False
+    replicas: int = 0
+
+
+class ServingPlan(PlanFacts, frozen=True, kw_only=True):
+    """What every rank needs to serve.
+
+    Attributes:
+        lengths: int64 [num_lengths], ascending tokens.
+        budgets: float64 [num_layers, num_qo_heads, num_lengths], share of visible pages kept, in (0, 1];
+            heads in the model's own (logical) order.
+        physical_to_logical: int32 [num_layers, tp_size * num_slots]; KV group in slot p of layer l, where rank r owns
+            the slots [r*n, (r+1)*n), n = num_slots. Named as in EPLB.
+        loads: int64 [num_layers, num_kv_heads], predicted load of each logical KV group at the reference step.
+        recovery: float64, shape of budgets: attention mass that each head recovered under its budget when the model was
+            profiled, in [0, 1]; empty where that is not known. Serving compares with it what it recovers.
+    """
+
     lengths: np.ndarray
     budgets: np.ndarray
     physical_to_logical: np.ndarray
     loads: np.ndarray
-    balance_aware: bool = False
-    replicas: int = 0
+    recovery: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0))
 
     @property
     def num_slots(self) -> int:
@@ -126,29 +159,18 @@ class ServingPlan(msgspec.Struct, frozen=True):
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        names = ("lengths", "budgets", "physical_to_logical", "loads")
-        return {name: facts.pop(name) for name in names}, facts
+        tensors = {name: facts.pop(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)}
+        return {name: tensor for name, tensor in tensors.items() if name in ARRAYS or tensor.size}, facts
 
     @classmethod
     def load(cls, path: Path) -> "ServingPlan":
         """Read and validate; FileFormatError in one sentence when the file can't be used."""
-        tensors, facts = load_container(path, KIND, FORMAT_VERSION)
-        fields = {field: facts[field] for field in cls.__struct_fields__ if field in facts}
-        try:
-            model = msgspec.convert(fields.get("model"), ModelShape)
-            header = msgspec.convert(fields, _Header)
-        except msgspec.ValidationError as error:
-            raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); make the plan again.") from None
-        lengths = require_array(path, tensors, "lengths", "int64", (-1,))
-        layers, groups = model.num_layers, model.num_kv_heads
-        slots = groups + header.tp_size * header.replicas
-        plan = cls(
-            **{name: getattr(header, name) for name in header.__struct_fields__},
-            lengths=lengths,
-            budgets=require_array(path, tensors, "budgets", "float64", (layers, model.num_qo_heads, len(lengths))),
-            physical_to_logical=require_array(path, tensors, "physical_to_logical", "int32", (layers, slots)),
-            loads=require_array(path, tensors, "loads", "int64", (layers, groups)),
-        )
+        tensors, fields = load_container(path, KIND, FORMAT_VERSION, MIGRATIONS)
+        facts = take_facts(path, KIND, fields, PlanFacts)
+        placed = facts.model.num_kv_heads + facts.tp_size * facts.replicas
+        extents = {**facts.model.head_counts, "num_placed": placed}
+        arrays = take_arrays(path, tensors, ARRAYS, extents, OPTIONAL_ARRAYS)
+        plan = cls(**{name: getattr(facts, name) for name in facts.__struct_fields__}, **arrays)
         plan.validate(path)
         return plan
 
@@ -156,18 +178,19 @@ class ServingPlan(msgspec.Struct, frozen=True):
         """Check value ranges; FileFormatError naming what is wrong."""
         checks = {
             "lengths": len(self.lengths) > 0
-            and 0 < self.lengths[0] <= self.lengths[-1] <= _MOST_TOKENS
+            and 0 < self.lengths[0] <= self.lengths[-1] <= MOST_TOKENS
             and bool(np.all(np.diff(self.lengths) > 0)),
             "density": 0.0 < self.density <= 1.0,
             "objective": self.objective in get_args(Objective),
             "scope": self.scope in get_args(Scope),
             "rule": self.rule.query_block == query_block_size(self.model.head_dim)
             and max(self.rule.sink_pages, self.rule.local_pages, self.rule.floor_pages) <= _MOST_PAGES
-            and self.rule.dense_below_tokens <= _MOST_TOKENS,
+            and self.rule.dense_below_tokens <= MOST_TOKENS,
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "replicas": self.replicas >= 0,
             "physical_to_logical": self._slots_are_good(),
             "loads": bool(np.all(self.loads >= 0)),
+            "recovery": bool(np.all((self.recovery >= 0) & (self.recovery <= 1))),
             "balance_aware": not self.balance_aware or self.objective == "min_error",
             "tp_size": self.tp_size > 0 and self.model.num_kv_heads % self.tp_size == 0,
         }
@@ -184,20 +207,6 @@ class ServingPlan(msgspec.Struct, frozen=True):
         except ValueError:
             return False
         return True
-
-
-class _Header(msgspec.Struct):
-    model: ModelShape
-    fingerprint: Fingerprint
-    tp_size: int
-    rule: SparsityRule
-    objective: str
-    scope: str
-    density: float
-    profile_hash: str
-    versions: dict[str, str]
-    balance_aware: bool = False
-    replicas: int = 0
 
 
 def rank_sums(values: np.ndarray, order: np.ndarray, num_ranks: int) -> np.ndarray:

@@ -13,6 +13,8 @@ from shplb.budget import Objective, Scope
 from shplb.model import ModelShape
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
+from shplb.recovered_mass import RecoveredMass
+from shplb.weighing import Weighing, weighed
 
 
 class PlanningError(ValueError):
@@ -31,10 +33,12 @@ class PlanMaker:
         scope: Scope = "model",
         dense_below_tokens: int | None = None,
         balance_aware: bool = False,
+        weighing: Weighing = "measured",
         replicas: int = 0,
     ) -> None:
-        """``balance_aware`` solves budgets and placement together instead of one after the other; ``replicas`` gives
-        each rank so many more KV-group slots per layer, for second copies.
+        """``balance_aware`` solves budgets and placement together instead of one after the other; ``weighing``: of
+        heads' output errors, see ``shplb.weighing``; ``replicas`` gives each rank so many more KV-group slots per
+        layer, for second copies.
 
         PlanningError where ``tp_size`` does not divide the KV heads, replicas do not fit, or balance-aware budgets are
         asked for with another objective than ``min_error``, or with replicas.
@@ -48,7 +52,7 @@ class PlanMaker:
         if balance_aware and replicas:
             raise PlanningError("--balance-aware gives idle ranks budget, --replicas gives them work: leave one out.")
         self.replicas = replicas
-        self.profile = profile
+        self.profile = weighed(profile, weighing)
         self.tp_size = tp_size
         self.objective: Objective = objective
         self.scope: Scope = scope
@@ -94,6 +98,7 @@ class PlanMaker:
             else made.physical_to_logical,
             loads=made.loads,
             balance_aware=self.balance_aware,
+            recovery=RecoveredMass(self.profile, self.rule).served(made.budgets),
             replicas=self.replicas,
         )
 
@@ -107,6 +112,7 @@ def make_plan(
     scope: Scope = "model",
     dense_below_tokens: int | None = None,
     balance_aware: bool = False,
+    weighing: Weighing = "measured",
     replicas: int = 0,
 ) -> ServingPlan:
     """Budgets at mean density ``density`` and a placement over ``tp_size`` ranks; see :class:`PlanMaker`.
@@ -122,6 +128,7 @@ def make_plan(
         scope=scope,
         dense_below_tokens=dense_below_tokens,
         balance_aware=balance_aware,
+        weighing=weighing,
         replicas=replicas,
     )
     return maker.plan(density)

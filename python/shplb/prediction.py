@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from shplb.allocation import placed_order
+from shplb.device import H200, Device
 from shplb.placement import place_heads
 from shplb.plan import ServingPlan
-from shplb.plan_planner import NUM_CTAS, planner_of
-from shplb.planner import CostModel
+from shplb.plan_planner import planner_of
 from shplb.replicas import place_replicas
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
@@ -49,22 +49,21 @@ class PromptPrediction:
     whole_ms: float
 
 
-def predict_prompt(plan: ServingPlan, tokens: int | None = None, cost: CostModel | None = None) -> PromptPrediction:
+def predict_prompt(plan: ServingPlan, tokens: int | None = None, device: Device = H200) -> PromptPrediction:
     """Predict the attention time of a prompt of ``tokens`` (default: the longest profiled length).
 
     ValueError where ``tokens`` is not in [1, 2^20].
     """
     longest = int(plan.lengths[-1])
     tokens = check_tokens(longest if tokens is None else tokens)
-    cost = CostModel() if cost is None else cost
     pages = _pages(plan, tokens)
-    contiguous = _simulate(plan, pages, plan.own_order, tokens, cost)
-    placed = _simulate(plan, pages, plan.physical_to_logical, tokens, cost)
-    whole = _simulate(plan, pages, placed_order(plan.loads, plan.tp_size), tokens, cost) if plan.replicas else placed
+    contiguous = _simulate(plan, pages, plan.own_order, tokens, device)
+    placed = _simulate(plan, pages, plan.physical_to_logical, tokens, device)
+    whole = _simulate(plan, pages, placed_order(plan.loads, plan.tp_size), tokens, device) if plan.replicas else placed
     sparse = placed.num_sparse > 0
     bound_ns = int(placed.step_ns.sum())
     if sparse.any():
-        bound_ns += _bound_ns(plan, pages, tokens, cost, sparse) - int(placed.makespan_ns.sum())
+        bound_ns += _bound_ns(plan, pages, tokens, device, sparse) - int(placed.makespan_ns.sum())
     return PromptPrediction(
         tokens=tokens,
         dense_ms=float(contiguous.dense_ns.sum()) * 1e-6,
@@ -78,10 +77,9 @@ def predict_prompt(plan: ServingPlan, tokens: int | None = None, cost: CostModel
     )
 
 
-def placed_ms(plan: ServingPlan, tokens: int, cost: CostModel | None = None) -> float:
+def placed_ms(plan: ServingPlan, tokens: int, device: Device = H200) -> float:
     """``predict_prompt(...).placed_ms`` alone."""
-    cost = CostModel() if cost is None else cost
-    steps = _simulate(plan, _pages(plan, tokens), plan.physical_to_logical, tokens, cost)
+    steps = _simulate(plan, _pages(plan, tokens), plan.physical_to_logical, tokens, device)
     return float(steps.step_ns.sum()) * 1e-6
 
 
@@ -102,20 +100,20 @@ def _chunks(tokens: int) -> tuple[np.ndarray, np.ndarray]:
     return prefix_lens, np.minimum(tokens - prefix_lens, CHUNK_TOKENS)
 
 
-def _simulate(plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int, cost: CostModel) -> Simulation:
+def _simulate(plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int, device: Device) -> Simulation:
     """Every chunk of the prompt as one step."""
-    planner = planner_of(plan, pages, order, plan.tp_size, cost=cost)
+    planner = planner_of(plan, pages, order, plan.tp_size, cost=device.cost, num_ctas=device.num_ctas)
     prefix_lens, new_lens = _chunks(tokens)
     return simulate(planner, np.arange(len(prefix_lens) + 1), prefix_lens, new_lens)
 
 
-def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, cost: CostModel, sparse: np.ndarray) -> int:
+def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, device: Device, sparse: np.ndarray) -> int:
     """Sum over layers of a lower bound on the slowest rank's time in the chunks marked ``sparse``.
 
     On one CTA a makespan is a plain sum, so KV groups on "ranks" of their own give loads that add up.
     """
     own = plan.own_order
-    planner = planner_of(plan, pages, own, plan.model.num_kv_heads, num_ctas=1, cost=cost)
+    planner = planner_of(plan, pages, own, plan.model.num_kv_heads, num_ctas=1, cost=device.cost)
     loads = np.zeros(own.shape, dtype=np.int64)
     for prefix, new in zip(*(part[sparse] for part in _chunks(tokens)), strict=True):
         loads += planner.predict(np.array([prefix]), np.array([new]), "sparse").rank_makespan_ns
@@ -123,4 +121,4 @@ def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, cost: CostModel
         bounds = place_replicas(loads, plan.tp_size, plan.replicas, method="greedy").lower_bound
     else:
         bounds = np.asarray(place_heads(loads, plan.tp_size).lower_bound)
-    return int(bounds.sum()) // NUM_CTAS
+    return int(bounds.sum()) // device.num_ctas

@@ -10,25 +10,72 @@ Two curves are measured at the same kept pages (those the served page selection 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
-from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
+from shplb.container import (
+    FileFormatError,
+    Migration,
+    content_hash,
+    load_container,
+    save_container,
+    take_arrays,
+    take_facts,
+)
 from shplb.model import Fingerprint, ModelShape
 from shplb.row_sampling import RowSampling
-from shplb.sparsity import SparsityRule
+from shplb.sparsity import MOST_TOKENS, SparsityRule
 
 KIND = "HeadProfile"
-FORMAT_VERSION = 1
-_ARRAYS = ("lengths", "densities", "rows", "error", "recovery", "importance")
+FORMAT_VERSION = 2
+_CURVES = ("num_documents", "num_layers", "num_qo_heads", "num_lengths", "num_points")
+ARRAYS = {
+    "lengths": ("int64", ("num_lengths",)),
+    "densities": ("float64", ("num_points",)),
+    "rows": ("int64", ("num_documents", "num_lengths")),
+    "error": ("float32", _CURVES),
+    "recovery": ("float32", _CURVES),
+    "importance": ("float64", ("num_layers", "num_qo_heads")),
+}
+OPTIONAL_ARRAYS = {"residual": ("float64", ("num_layers",))}
 
 #: Shares of the visible pages at which curves are measured; finer where curves bend.
 DENSITIES = (1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 
 
-class HeadProfile(msgspec.Struct, frozen=True):
+def _add_importance(tensors: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Version 1 may lack what version 2 always has: the importance of heads, and which rows were measured."""
+    error = tensors.get("error")
+    if error is not None and error.ndim == len(_CURVES):
+        tensors.setdefault("importance", np.ones(error.shape[1:3]))
+    facts.setdefault("importance_method", "")
+    facts.setdefault("row_sampling", None)
+
+
+#: Version of an older file -> what makes the next version of it; see docs/files.md.
+MIGRATIONS: dict[int, Migration] = {1: _add_importance}
+
+
+class ProfileFacts(msgspec.Struct, frozen=True):
+    """What a profile file's metadata holds: everything but arrays.
+
+    importance_method: how importance was measured, "" where it was not. row_sampling: which query rows were measured;
+    None in files made before that was stored.
+    """
+
+    model: ModelShape
+    fingerprint: Fingerprint
+    rule: SparsityRule
+    documents: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    documents_hash: str
+    versions: dict[str, str]
+    importance_method: str
+    row_sampling: RowSampling | None
+
+
+class HeadProfile(ProfileFacts, frozen=True, kw_only=True):
     """Curves of one model, per document. Heads are in the model's own (logical) order.
 
     Attributes:
@@ -40,16 +87,10 @@ class HeadProfile(msgspec.Struct, frozen=True):
         importance: float64 [num_layers, num_qo_heads], what a unit of a head's output error costs the model's loss,
             relative to the other heads (mean 1 over heads that are not inert; all ones where it was not measured).
             Budgets of least error multiply it into the error curves.
-        importance_method: how it was measured, "" where it was not.
-        row_sampling: which query rows were measured; None in files made before that was stored.
+        residual: float64 [num_layers], mean over query rows of the squared norm of what the layer adds its output to; 0
+            where it was not measured.
     """
 
-    model: ModelShape
-    fingerprint: Fingerprint
-    rule: SparsityRule
-    documents: tuple[str, ...]
-    documents_hash: str
-    versions: dict[str, str]
     lengths: np.ndarray
     densities: np.ndarray
     rows: np.ndarray
@@ -58,11 +99,14 @@ class HeadProfile(msgspec.Struct, frozen=True):
     importance: np.ndarray = msgspec.field(default_factory=lambda: np.empty((0, 0)))
     importance_method: str = ""
     row_sampling: RowSampling | None = None
+    residual: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         if not self.importance.size:
             equal = np.ones((self.model.num_layers, self.model.num_qo_heads))
             msgspec.structs.force_setattr(self, "importance", equal)
+        if not self.residual.size:
+            msgspec.structs.force_setattr(self, "residual", np.zeros(self.model.num_layers))
 
     def mean_curves(self, name: str) -> np.ndarray:
         """Row-weighted mean over documents of ``error`` or ``recovery``: float64 [layers, heads, lengths, points]."""
@@ -88,49 +132,27 @@ class HeadProfile(msgspec.Struct, frozen=True):
     def save(self, path: Path) -> str:
         """Write atomically; returns the content hash."""
         facts = msgspec.to_builtins(self, builtin_types=(np.ndarray,))
-        tensors = {name: facts.pop(name) for name in _ARRAYS}
+        tensors = {name: facts.pop(name) for name in (*ARRAYS, *OPTIONAL_ARRAYS)}
         return save_container(path, KIND, FORMAT_VERSION, tensors, facts)
 
     @classmethod
     def load(cls, path: Path) -> "HeadProfile":
         """Read and validate; FileFormatError in one sentence when the file can't be used."""
-        tensors, facts = load_container(path, KIND, FORMAT_VERSION)
-        try:
-            model = msgspec.convert(facts["model"], ModelShape)
-            header: dict[str, Any] = {
-                "model": model,
-                "fingerprint": msgspec.convert(facts["fingerprint"], Fingerprint),
-                "rule": msgspec.convert(facts["rule"], SparsityRule),
-                "documents": msgspec.convert(facts["documents"], tuple[str, ...]),
-                "documents_hash": msgspec.convert(facts["documents_hash"], str),
-                "versions": msgspec.convert(facts["versions"], dict[str, str]),
-                # Absent in files made before these were stored.
-                "importance_method": msgspec.convert(facts.get("importance_method", ""), str),
-                "row_sampling": msgspec.convert(facts.get("row_sampling"), RowSampling | None),
-            }
-        except (KeyError, msgspec.ValidationError) as error:
-            raise FileFormatError(f"{path}: {KIND} metadata is not valid ({error}); profile the model again.") from None
-        lengths = require_array(path, tensors, "lengths", "int64", (-1,))
-        densities = require_array(path, tensors, "densities", "float64", (-1,))
-        documents = len(facts["documents"])
-        shape = (documents, model.num_layers, model.num_qo_heads, len(lengths), len(densities))
-        heads = (model.num_layers, model.num_qo_heads)
-        if "importance" in tensors:
-            header["importance"] = require_array(path, tensors, "importance", "float64", heads)
-        profile = cls(
-            **header,
-            lengths=lengths,
-            densities=densities,
-            rows=require_array(path, tensors, "rows", "int64", (documents, len(lengths))),
-            error=require_array(path, tensors, "error", "float32", shape),
-            recovery=require_array(path, tensors, "recovery", "float32", shape),
-        )
+        tensors, fields = load_container(path, KIND, FORMAT_VERSION, MIGRATIONS)
+        facts = take_facts(path, KIND, fields, ProfileFacts)
+        extents = {**facts.model.head_counts, "num_documents": len(facts.documents)}
+        arrays = take_arrays(path, tensors, ARRAYS, extents, OPTIONAL_ARRAYS)
+        profile = cls(**{name: getattr(facts, name) for name in facts.__struct_fields__}, **arrays)
         profile.validate(path)
         return profile
 
     def validate(self, path: Path) -> None:
         """Check value ranges; FileFormatError naming the first array that is out of range."""
-        ascending = len(self.lengths) > 0 and self.lengths[0] > 0 and bool(np.all(np.diff(self.lengths) > 0))
+        ascending = (
+            len(self.lengths) > 0
+            and 0 < self.lengths[0] <= self.lengths[-1] <= MOST_TOKENS
+            and bool(np.all(np.diff(self.lengths) > 0))
+        )
         rising = len(self.densities) > 0 and self.densities[0] > 0 and bool(np.all(np.diff(self.densities) > 0))
         checks = {
             "lengths": ascending,
@@ -143,6 +165,7 @@ class HeadProfile(msgspec.Struct, frozen=True):
             and bool(np.all(np.moveaxis(self.recovery[..., -1], 3, 1)[self.rows > 0] > 0.99)),
             "importance": bool(np.all(np.isfinite(self.importance) & (self.importance >= 0)))
             and bool(np.all(self.inert) or abs(self.importance[~self.inert].mean() - 1.0) < 1e-6),
+            "residual": bool(np.all(np.isfinite(self.residual) & (self.residual >= 0))),
         }
         for name, good in checks.items():
             if not good:

@@ -3,7 +3,7 @@
 
 GPU time of one layer is taken as a sum of constants and work counts, all known before the step starts:
 
-- attention: a launch, ``item_ns`` per work item and ``kv_tile_ns`` per KV tile, over the CTAs;
+- attention: a launch, ``item_ns`` per work item and ``kv_tile_ns`` per KV tile, of the mean CTA or of the longest item;
 - dense attention of the base backend: a launch and ``dense_kv_tile_ns`` per KV tile, over the CTAs;
 - selection: launches, and a rate per (head, block, page) scored, per (head, block) and per pooled (KV head, page).
 
@@ -25,8 +25,9 @@ _FORMAT = "shplb.GpuRates/1"
 _FIELDS = (
     "item_ns", "kv_tile_ns", "dense_kv_tile_ns", "select_pair_ps", "select_block_ps", "pool_page_ps", "layer_ns",
 )  # fmt: skip
-# An item this long may decide how long its step takes; such steps say little about the sums.
+# An item this long may decide how long its step takes; such steps alone would say little about the sums.
 _STARVED = 3
+_MOST_FITS = 20
 _MOST_NS = 100_000  # that the core takes as a rate
 
 
@@ -110,9 +111,7 @@ def fit(samples: list[Sample], num_ctas: int) -> tuple[CostModel, int]:
     full = [s for s in samples if s.kv_tiles >= _STARVED * s.longest_kv_tiles * num_ctas]
     if len(full) < 3:
         raise ValueError(f"{len(full)} samples fill the GPU, expected three or more; use longer steps.")
-    launch, item, tile = _fit(
-        [[1, s.items / num_ctas, s.kv_tiles / num_ctas] for s in full], [s.attention_ns for s in full]
-    )
+    launch, item, tile = _fit_makespans(samples, num_ctas)
     dense_launch, dense_tile = _fit(
         [[1, s.dense_kv_tiles / num_ctas] for s in samples],
         [max(s.dense_ns - item * s.dense_items / num_ctas, 1.0) for s in samples],
@@ -133,12 +132,30 @@ def fit(samples: list[Sample], num_ctas: int) -> tuple[CostModel, int]:
     return cost, round(dense_launch)
 
 
+def _fit_makespans(samples: list[Sample], num_ctas: int) -> list[float]:
+    """Launch, item and tile ns of attention. Which of mean CTA and longest item a step waits for follows from the rates
+    themselves, so they are fitted again until none changes sides."""
+    times = [s.attention_ns for s in samples]
+    mean = np.array([[1, s.items / num_ctas, s.kv_tiles / num_ctas] for s in samples])
+    longest = np.array([[1, 1, s.longest_kv_tiles] for s in samples])
+    starved = np.zeros(len(samples), dtype=bool)
+    for _ in range(_MOST_FITS):
+        rates = _fit(np.where(starved[:, None], longest, mean).tolist(), times)
+        before, starved = starved, longest @ rates > mean @ rates
+        if np.array_equal(before, starved):
+            break
+    return rates
+
+
 def _fit(columns: list[list[float]], times: list[float] | list[int]) -> list[float]:
+    return nonnegative_fit(columns, times, np.array(times, dtype=np.float64) ** -0.75)
+
+
+def nonnegative_fit(columns: list[list[float]], times: list[float] | list[int], weights: np.ndarray) -> list[float]:
+    """Non-negative least squares of ``columns`` [num_samples][num_rates] to ``times``, errors times ``weights``."""
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-    goal = np.array(times, dtype=np.float64)
-    weight = goal**-0.75
-    found, _ = nnls(np.array(columns) * weight[:, None], goal * weight)
+    found, _ = nnls(np.array(columns) * weights[:, None], np.array(times, dtype=np.float64) * weights)
     return [float(value) for value in found]
 
 

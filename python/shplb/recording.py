@@ -91,11 +91,15 @@ class CurveSums:
     """Sums over query rows for one document on one rank.
 
     recovery, error: float64 [num_layers, local_qo_heads, num_lengths, num_points]; rows: int64
-    [num_layers, num_lengths].
+    [num_layers, num_lengths]; residual: float64 [num_layers, 2], squared norms of what each layer adds its output to,
+    over so many rows.
     """
 
-    def __init__(self, recovery: np.ndarray, error: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(
+        self, recovery: np.ndarray, error: np.ndarray, rows: np.ndarray, residual: np.ndarray | None = None
+    ) -> None:
         self.recovery, self.error, self.rows = recovery, error, rows
+        self.residual = np.zeros((len(rows), 2)) if residual is None else residual
 
     @classmethod
     def zeros(cls, num_layers: int, num_heads: int, num_lengths: int) -> "CurveSums":
@@ -117,17 +121,17 @@ class CurveSums:
     def concatenate(cls, parts: "list[CurveSums]") -> "CurveSums":
         """The heads of all ranks in the model's order."""
         recovery, error = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in _CURVES)
-        return cls(recovery, error, parts[0].rows)
+        return cls(recovery, error, parts[0].rows, parts[0].residual)
 
     @staticmethod
     def path(folder: Path, document: str, rank: int) -> Path:
         return folder / f"{document}.rank{rank}.sums.safetensors"
 
     def save(self, folder: Path, document: str, rank: int) -> None:
-        tensors = {"recovery": self.recovery, "error": self.error, "rows": self.rows}
+        tensors = {"recovery": self.recovery, "error": self.error, "rows": self.rows, "residual": self.residual}
         save_container(self.path(folder, document, rank), KIND, FORMAT_VERSION, tensors, {})
 
     @classmethod
     def load(cls, folder: Path, document: str, rank: int) -> "CurveSums":
         tensors, _ = load_container(cls.path(folder, document, rank), KIND, FORMAT_VERSION)
-        return cls(tensors["recovery"], tensors["error"], tensors["rows"])
+        return cls(tensors["recovery"], tensors["error"], tensors["rows"], tensors.get("residual"))

@@ -5,18 +5,24 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from shplb.crossover import LONGEST, crossover_tokens
+from shplb.device import H200, Device
+from shplb.kv_cost import KvCost
 from shplb.plan import ServingPlan, expand_groups
 from shplb.prediction import PromptPrediction, predict_prompt
 from shplb.replica_price import price_of
 from shplb.show_prediction import print_prediction
 
 _SHADES = " ░▒▓█"
+_MAP_COLUMNS = 78  # of 100, beside the layer's number and mean
 
 
-def print_plan(plan: ServingPlan, console: Console, prediction: PromptPrediction | None = None) -> None:
-    """Budgets in short, and predicted attention time and rank loads before and after placement.
+def print_plan(
+    plan: ServingPlan, console: Console, prediction: PromptPrediction | None = None, device: Device = H200
+) -> None:
+    """Budgets in short, predicted attention time and rank loads before and after placement, crossover, KV cost.
 
-    ``prediction`` is for a prompt of the longest profiled length unless given.
+    ``prediction`` is for a prompt of the longest profiled length on ``device`` unless given.
     """
     model = plan.model
     real = _real_heads(plan)
@@ -28,12 +34,35 @@ def print_plan(plan: ServingPlan, console: Console, prediction: PromptPrediction
     how = f"{plan.objective}, per {plan.scope}" + (", balance-aware" if plan.balance_aware else "")
     console.print(
         f"budgets ({how}) at {plan.lengths[-1]} tokens: mean {longest.mean():.3f} of the "
-        f"pages, least {longest.min():.3f}, most {longest.max():.3f}; the same shares beyond, which is conservative: "
-        "needed shares shrink with length"
+        f"pages, least {longest.min():.3f}, most {longest.max():.3f}"
     )
-    print_prediction(plan, predict_prompt(plan) if prediction is None else prediction, console)
+    print_prediction(plan, predict_prompt(plan, device=device) if prediction is None else prediction, console, device)
+    for line in (crossover_text(crossover_tokens(plan, device)), kv_text(KvCost.of(plan)), reach_text(plan)):
+        console.print(line, highlight=False)
     if plan.replicas:
         console.print(price_of(plan).text, highlight=False)
+
+
+def crossover_text(tokens: int | None) -> str:
+    if tokens is None:
+        return f"sparse is not predicted to pay at any length up to {LONGEST} tokens; prompts are served dense"
+    return f"sparse is predicted to pay from prompts of {tokens} tokens on; shorter ones are served dense"
+
+
+def kv_text(cost: KvCost) -> str:
+    """KV cache of the plan's layout, and what padding and replicas add to it."""
+    added = {"padding": cost.padding_bytes, "replicas": cost.replica_bytes}
+    parts = [f"{size / 1024:g} KiB {what}" for what, size in added.items() if size]
+    beside = f", of it {' and '.join(parts)}" if parts else ", none of it padding or replicas"
+    return f"KV cache: {cost.bytes_per_token_rank / 1024:g} KiB per token and rank{beside}"
+
+
+def reach_text(plan: ServingPlan) -> str:
+    """What budgets beyond the profiled lengths are."""
+    return (
+        f"profiled at {plan.lengths[0]} to {plan.lengths[-1]} tokens; above, budgets are extrapolated: the same "
+        "shares, which is conservative, since needed shares shrink with length"
+    )
 
 
 def print_head_map(plan: ServingPlan, console: Console) -> None:
@@ -42,13 +71,16 @@ def print_head_map(plan: ServingPlan, console: Console) -> None:
     count = plan.num_slots * plan.model.group_size
     order = expand_groups(plan.physical_to_logical, plan.model.group_size)
     inert = plan.model.inert_qo_heads
+    # Two signs and a space for a head where a layer fits a line of 100 columns, else one sign.
+    wide = 3 * len(order[0]) + 2 * plan.tp_size <= _MAP_COLUMNS
     for layer, heads in enumerate(order.tolist()):
         line = Text(f"layer {layer:3d}  ")
         for index, head in enumerate(heads):
             if index and index % count == 0:
-                line.append("| ", style="dim")
+                line.append("| " if wide else "|", style="dim")
             share = float(plan.budgets[layer, head, -1])
-            line.append("-- " if head in inert else f"{_shade(share) * 2} ", style=_color(share))
+            cell = "-" if head in inert else _shade(share)
+            line.append(f"{cell * 2} " if wide else cell, style=None if head in inert else _color(share))
         line.append(f" mean {plan.budgets[layer, _real_heads(plan), -1].mean():.2f}")
         console.print(line)
     legend = Text("least ")

@@ -8,8 +8,10 @@ from rich.table import Table
 from shplb.balance_gain import BalanceGain, Side
 
 
-def print_gain(gain: BalanceGain, console: Console) -> None:
-    """Apart, together, and apart at the density that comes down to the same error."""
+def print_gain(gain: BalanceGain | None, console: Console) -> None:
+    """Apart, together, and apart at the density that comes down to the same error; nothing where nothing was gained."""
+    if gain is None:
+        return
     console.print("budgets and placement solved apart and together, by the profile:", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("solved", no_wrap=True)

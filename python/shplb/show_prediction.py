@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shplb.device import H200, Device
 from shplb.plan import ServingPlan
-from shplb.plan_planner import NUM_CTAS
 from shplb.planning import count_bound
 from shplb.prediction import CHUNK_TOKENS, PromptPrediction
 from shplb.rank_loads import RankLoads, imbalance
@@ -16,10 +16,10 @@ from shplb.rank_loads import RankLoads, imbalance
 _MOST_COLUMNS = 8
 
 
-def print_prediction(plan: ServingPlan, prediction: PromptPrediction, console: Console) -> None:
+def print_prediction(plan: ServingPlan, prediction: PromptPrediction, console: Console, device: Device = H200) -> None:
     """One row per way to place heads; what the numbers stand for below."""
     p, loads = prediction, RankLoads.of(plan)
-    beyond = ", longer than any profiled" if p.extrapolated else ""
+    beyond = ", longer than any profiled: budgets are extrapolated" if p.extrapolated else ""
     console.print(f"predicted attention of a prompt of {p.tokens} tokens{beyond}:", highlight=False)
     table = _empty_table(plan.tp_size)
     table.add_row("dense", f"{p.dense_ms:.3f}")
@@ -32,10 +32,7 @@ def print_prediction(plan: ServingPlan, prediction: PromptPrediction, console: C
         blanks = [""] * len(_shares(loads.placed))
         table.add_row("lower bound", f"{p.bound_ms:.3f}", *blanks, f"{loads.bound_imbalance:.3f}")
     console.print(table)
-    console.print(
-        f"time: all layers, slowest rank of each, chunks of {CHUNK_TOKENS}, rates of an H200 ({NUM_CTAS} SMs)",
-        highlight=False,
-    )
+    console.print(f"time: all layers, slowest rank of each, chunks of {CHUNK_TOKENS}; {device.origin}", highlight=False)
     if plan.tp_size > 1:
         console.print("ranks: pages kept in all layers, over the mean; max/mean: layer by layer", highlight=False)
     if p.sparse_chunks < p.chunks:

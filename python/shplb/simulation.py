@@ -4,11 +4,10 @@
 Which requests a step prefills comes from :mod:`shplb.scheduling`; how long its attention takes, from the step planner
 that serving uses. A step's duration decides which requests wait when it ends, so placements see different batches.
 
-What a step takes besides attention is ``step_ms + token_us * new tokens``. The defaults are for a Llama-3.1-8B shape at
-TP=2 on H200: 0.11 s per chunk of 8192 tokens was measured. Only this sum was: that 5 ms of it don't depend on the
-tokens, and that a decode step takes 5 ms whatever its batch, is assumed. With them, dense TTFT of one request at a time
-comes out within 3 % of what SGLang's fa3 backend took for 8K to 126K tokens. Tokenisation and HTTP are left out, and
-nothing scales with the TP size but attention.
+What a step takes besides attention is ``step_ms + token_us * new tokens``, and a request ``prompt_us * prompt tokens``
+before its first step, beside other requests' steps. ``shplb.step_fit`` fits the three to measured times to first token.
+The defaults are that fit for a Llama-3.1-8B shape at TP=2 on H200 (`bench/results/serving.json`, stock SGLang). That a
+decode step takes 5 ms whatever its batch is assumed. Nothing scales with the TP size but attention.
 """
 
 from collections import deque
@@ -18,27 +17,32 @@ from heapq import heappop, heappush
 import numpy as np
 
 from shplb.allocation import placed_order
+from shplb.device import H200, Device
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
-from shplb.planner import CostModel, Mode, StepPlanner
+from shplb.planner import Mode, StepPlanner
 from shplb.planning import check_tp_size
 from shplb.scheduling import PrefillQueue
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
 from shplb.traces import Trace
 
+#: Fitted to stock SGLang, see above.
+STEP_MS, TOKEN_US, PROMPT_US = 14.5, 10.9, 0.15
+
 
 @dataclass(frozen=True)
 class StepCost:
-    """Time of a step besides prefill attention, and SGLang's ``--chunked-prefill-size``."""
+    """Time of a step besides prefill attention, and of a request besides its steps; ``--chunked-prefill-size``."""
 
-    step_ms: float = 5.0
-    token_us: float = 12.8
+    step_ms: float = STEP_MS
+    token_us: float = TOKEN_US
+    prompt_us: float = PROMPT_US
     decode_ms: float = 5.0
     chunk_tokens: int = 8192  # SGLang's default on H100 and H200
 
     def __post_init__(self) -> None:
-        for name in ("step_ms", "token_us", "decode_ms"):
+        for name in ("step_ms", "token_us", "prompt_us", "decode_ms"):
             value = getattr(self, name)
             if not 0.0 <= value < 1e6:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 0 or more and less than a million.")
@@ -92,7 +96,7 @@ def compare_placements(
     trace: Trace,
     tp_sizes: tuple[int, ...],
     cost: StepCost,
-    model: CostModel | None = None,
+    device: Device = H200,
 ) -> list[Summary]:
     """The trace under stock dense attention, and sparse with contiguous and with placed heads, at every TP size; and
     with replicas, where the plan has some and as many fit.
@@ -107,7 +111,7 @@ def compare_placements(
     for tp in tp_sizes:
         for name in ("dense", *placements(plan, tp)):
             order = orders[tp, "contiguous" if name == "dense" else name]
-            planner = planner_of(plan, keep, order, tp, cost=model)
+            planner = planner_of(plan, keep, order, tp, cost=device.cost, num_ctas=device.num_ctas)
             mode: Mode = "dense" if name == "dense" else "auto"
             replay = replay_trace(planner, trace, cost, mode)
             steps = simulate(planner, replay.step_indptr, replay.prefix_lens, replay.new_lens, mode)
@@ -152,7 +156,7 @@ def replay_trace(planner: StepPlanner, trace: Trace, cost: StepCost, mode: Mode 
             new_lens += batch.new_lens
             indptr.append(len(new_lens))
             for index in batch.finished:
-                ttft[index] = now - client.sent_s[index]
+                ttft[index] = now - client.sent_s[index] + cost.prompt_us * 1e-6 * float(trace.input_tokens[index])
                 running.add(int(trace.output_tokens[index]) - 1)
             client.free(running.pop_finished(), now)
         elif running.count:

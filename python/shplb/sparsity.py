@@ -1,10 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sparsity rule in one place: what a page and a query block are, and which pages are always kept."""
 
+from typing import Literal, get_args
+
 import msgspec
 import numpy as np
 
 PAGE_SIZE = 64  # tokens
+MOST_TOKENS = 1 << 30  # far beyond any context, and small enough for the integers of a budget table
+
+#: A budget is above 0; the pages that are always kept make it a list. Heads of padding have this one.
+LEAST_BUDGET = 1e-6
+
+#: What pages are scored by, and how scores become lists; ``shplb.policies`` says what each is and where it is from.
+ScoreName = Literal["mean_pool", "antidiagonal", "min_max", "oracle"]
+ChoiceName = Literal["top_k", "top_p", "a_shape", "vertical_slash"]
 
 
 def query_block_size(head_dim: int) -> int:
@@ -13,7 +23,7 @@ def query_block_size(head_dim: int) -> int:
 
 
 class SparsityRule(msgspec.Struct, frozen=True):
-    """Which pages are kept whatever their score, and how pages are scored.
+    """Which pages are kept whatever their score, how pages are scored, and how scores become lists.
 
     Sink and diagonal pages carry most of what a head can't do without: without the sink page perplexity
     multiplies (12 to 42 in a 4K survey), so no budget may drop them.
@@ -25,11 +35,16 @@ class SparsityRule(msgspec.Struct, frozen=True):
     floor_pages: int = 4
     dense_below_tokens: int = 1024  # blocks that see at most this many tokens keep every page
     score: str = "mean_pool"
-    score_stride: int = 16  # tokens averaged into one pooled query or key
+    score_stride: int = 16  # tokens averaged (or strided over) into one query or key of the estimate
+    choice: str = "top_k"
+    coverage: float = 0.9  # of top_p: share of the estimated mass that a list must hold
 
     def __post_init__(self) -> None:
-        if self.score != "mean_pool":
-            raise ValueError(f"score is '{self.score}', expected 'mean_pool'")
+        for field, value, known in (("score", self.score, ScoreName), ("choice", self.choice, ChoiceName)):
+            if value not in get_args(known):
+                raise ValueError(f"{field} is '{value}', expected {' or '.join(get_args(known))}")
+        if not 0.0 < self.coverage <= 1.0:
+            raise ValueError(f"coverage is {self.coverage}, expected a share of the estimated mass in (0, 1]")
         if self.query_block < 1 or self.score_stride < 1 or PAGE_SIZE % self.score_stride:
             raise ValueError(
                 f"query_block is {self.query_block} and score_stride {self.score_stride}, expected positive numbers, "
@@ -50,6 +65,12 @@ class SparsityRule(msgspec.Struct, frozen=True):
 
 def num_pages(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_SIZE)
+
+
+def floor_share(rule: SparsityRule, length: int) -> float:
+    """Share of the visible pages that ``rule.floor_pages`` are to the usual block of a profiled length: a block at
+    length n sees about 3n/4 tokens."""
+    return min(rule.floor_pages / num_pages(3 * length // 4), 1.0)
 
 
 def visible_pages(prefix: int, new: int, query_block: int) -> int:

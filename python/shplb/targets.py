@@ -3,10 +3,10 @@
 
 import math
 
-import numpy as np
-
+from shplb.device import H200, Device
 from shplb.planning import PlanMaker, PlanningError
 from shplb.prediction import CHUNK_TOKENS, check_tokens, placed_ms
+from shplb.recovered_mass import RecoveredMass
 from shplb.steps import STEPS, first_step
 
 
@@ -21,11 +21,11 @@ def density_for_recovery(maker: PlanMaker, recovery: float) -> float:
     """
     if not 0.0 < recovery <= 1.0:
         raise PlanningError(f"--recovery is {recovery}, expected a share of attention mass in (0, 1].")
-    curves = RecoveredMass(maker)
+    curves = RecoveredMass(maker.profile, maker.rule)
     return first_step(lambda density: curves.least_mean(maker.allocate(density).budgets) >= recovery) / STEPS
 
 
-def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None = None) -> float:
+def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None = None, device: Device = H200) -> float:
     """Largest density at which a prompt's attention is predicted to take ``budget_ms`` or less.
 
     The prompt has ``tokens`` tokens (default: the longest profiled length), see ``shplb.prediction``.
@@ -39,7 +39,7 @@ def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None =
     tokens = check_tokens(int(maker.profile.lengths[-1]) if tokens is None else tokens)
 
     def time_at(density: float) -> float:
-        return placed_ms(maker.plan(density), tokens)
+        return placed_ms(maker.plan(density), tokens, device)
 
     if time_at(1.0) <= budget_ms:
         return 1.0
@@ -51,33 +51,3 @@ def density_for_latency(maker: PlanMaker, budget_ms: float, tokens: int | None =
             "take a larger --tp."
         )
     return (first_step(lambda density: time_at(density) > budget_ms) - 1) / STEPS
-
-
-class RecoveredMass:
-    """Recovered attention mass of the profile's heads, as a function of their budgets."""
-
-    def __init__(self, maker: PlanMaker) -> None:
-        profile = maker.profile
-        self._densities = np.concatenate([[0.0], profile.densities])
-        curves = np.maximum.accumulate(np.clip(profile.mean_curves("recovery"), 0.0, 1.0), axis=-1)
-        # Nothing is left out at density 1, whatever the measurement rounded to.
-        curves[..., -1] = 1.0
-        self._curves = np.concatenate([np.zeros_like(curves[..., :1]), curves], axis=-1)
-        self._real = ~profile.inert
-        self._sparse = profile.lengths > maker.rule.dense_below_tokens
-        self._sparse[-1] = True  # longer prompts take its budgets
-
-    def means(self, budgets: np.ndarray) -> np.ndarray:
-        """float64 [num_lengths]: mean over heads that are not inert, linear between measured densities.
-
-        ``budgets``: float64 [num_layers, num_qo_heads, num_lengths].
-        """
-        high = np.clip(np.searchsorted(self._densities, budgets), 1, len(self._densities) - 1)
-        low = high - 1
-        share = (budgets - self._densities[low]) / (self._densities[high] - self._densities[low])
-        before, after = (np.take_along_axis(self._curves, at[..., None], axis=-1)[..., 0] for at in (low, high))
-        return np.asarray((before + share * (after - before))[self._real].mean(axis=0))
-
-    def least_mean(self, budgets: np.ndarray) -> float:
-        """The mean at the length where it is least, of those that are served sparse."""
-        return float(self.means(budgets)[self._sparse].min())

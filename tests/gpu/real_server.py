@@ -54,7 +54,7 @@ def serving(
     forced: every prefill of more than one token takes the sparse path, whether or not that is faster.
     """
     ours = ["--enable-shplb", "--shplb-plan", str(plan)] if plan else SETTING.stock_options
-    given = [*ours, "--skip-server-warmup", *options, *machine_options()]
+    given = [*ours, "--skip-server-warmup", *machine_options(), *options]
     env = {**(env or {}), **({PATH: "sparse"} if forced else {})}
     with Server(model, log, tp_size=tp_size, device=SETTING.device, options=given, env=env) as running:
         running.wait_ready(600.0)

@@ -17,6 +17,7 @@ class Setting:
 
     Attributes:
         near_tie: nats between the best token and another one, below which rounding may choose either.
+        equal_options: of servers that must answer alike; rounding to float16 decides an eighth of bfloat16's ties.
         num_prompts: prompts that are compared with stock.
         longest_tokens: of these and of the mixed requests.
         new_tokens: greedy tokens that are compared for each prompt.
@@ -38,12 +39,13 @@ class Setting:
     options: list[str]
     full_pool_options: list[str]
     other_stock_options: list[str]
+    equal_options: list[str] = field(default_factory=list)
     stock_options: list[str] = field(default_factory=list)
 
 
 GPU = Setting(
     device="cuda",
-    near_tie=0.25,
+    near_tie=0.05,
     num_prompts=200,
     longest_tokens=6000,
     new_tokens=4,
@@ -56,7 +58,9 @@ GPU = Setting(
              "--cuda-graph-max-bs", "32"],
     # One row of the request table is as long as the context, and its bytes come on top of the pool's.
     full_pool_options=["--mem-fraction-static", "0.9", "--max-running-requests", "8", "--cuda-graph-max-bs", "8"],
-    other_stock_options=["--attention-backend", "flashinfer"],
+    # Another kernel than those that SGLang chooses itself on any of these GPUs.
+    other_stock_options=["--attention-backend", "triton"],
+    equal_options=["--dtype", "float16"],
 )  # fmt: skip
 
 TRIAL = Setting(

@@ -66,7 +66,8 @@ def batch(model: Path) -> list[list[int]]:
 
 def stock_answers(model: Path, batch: list[list[int]], log: Path, tp_size: int, *options: str) -> list[Answer]:
     """Answers of stock SGLang to prompts sent one at a time."""
-    with serving(model, log, *SETTING.options, *options, tp_size=tp_size) as running:
+    all_options = [*SETTING.options, *SETTING.equal_options, *options]
+    with serving(model, log, *all_options, tp_size=tp_size) as running:
         return [ask(running, prompt, SETTING.new_tokens) for prompt in batch]
 
 
@@ -81,7 +82,7 @@ def dense(stock: object, tp_size: int, model: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("dense")
     plan = folder / "plan.safetensors"
     assert random_plan(model, tp_size, plan, dense=True).permutes
-    options = [*SETTING.options, *PRESSURE]
+    options = [*SETTING.options, *SETTING.equal_options, *PRESSURE]
     with serving(model, folder / "log", *options, plan=plan, tp_size=tp_size, forced=True, env=RETRACTION) as running:
         yield running
 

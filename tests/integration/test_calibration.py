@@ -10,6 +10,7 @@ from scenario import greedy, prompts, server
 from transformers import AutoTokenizer
 from transformers_attention import PluggedModel
 
+from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
 from shplb.texts import DOMAINS, calibration_documents
 from shplb.texts.domains import domain_of
@@ -27,6 +28,7 @@ def calibrated(
     """(cache folder, counters of the server, answers) of a server that was started with --enable-shplb alone."""
     folder = tmp_path_factory.mktemp("calibration")
     flags = ["--enable-shplb", "--shplb-density", "0.3", "--context-length", str(CONTEXT_TOKENS)]
+    flags += ["--shplb-policy", "shplb"]  # the default, by the flag that the plugin adds
     batch = prompts(smollm2_short, [PROMPT_TOKENS])
     with server(
         smollm2_short, folder / "server.log", 1, *flags, env={"SHPLB_CACHE_DIR": str(folder / "cache")}
@@ -39,7 +41,7 @@ def test_server_without_a_plan_makes_one(calibrated: tuple[Path, dict, list[dict
     cache, before, (answer, state) = calibrated
     (plan,) = cache.rglob("*.plan.safetensors")
     assert before["plan"] == str(plan)
-    assert before["sparse_steps"] == 0
+    assert (before["sparse_steps"], before["policy"]) == (0, "shplb")
     assert len(answer["output_ids"]) > 0
     assert state["sparse_steps"] == 1  # the first chunk is within the 1024 tokens that stay dense
     assert 0.3 < state["density"] < 0.95
@@ -47,6 +49,11 @@ def test_server_without_a_plan_makes_one(calibrated: tuple[Path, dict, list[dict
     loaded = HeadProfile.load(profile)
     assert len(loaded.documents) == 12
     assert {domain_of(name) for name in loaded.documents} == set(DOMAINS)
+    assert np.all(loaded.residual > 0)
+    assert loaded.residual[-1] > loaded.residual[0], "the stream grows from layer to layer"
+    recovery = ServingPlan.load(plan).recovery
+    assert recovery.shape == (*loaded.importance.shape, 1)
+    assert np.all((recovery > 0) & (recovery <= 1))
 
 
 def test_profile_is_what_the_kernels_measure_in_transformers(

@@ -87,8 +87,16 @@ def test_interrupted_quickstart(smollm2: Path, smollm2_padded: Path, tmp_path: P
 
 
 def test_profile_goes_on_where_it_was_stopped(smollm2_short: Path, tmp_path: Path) -> None:
-    out = tmp_path / "p.safetensors"
-    command = [sys.executable, "-W", "ignore", "-m", "shplb", "profile", "--model-path", str(smollm2_short)]
+    out, model = tmp_path / "p.safetensors", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps(json.loads((smollm2_short / "config.json").read_text()) | {"max_position_embeddings": 1024})
+    )
+    for path in smollm2_short.iterdir():
+        if path.name != "config.json":
+            (model / path.name).symlink_to(path)
+    # Documents that fill the model's context.
+    command = [sys.executable, "-W", "ignore", "-m", "shplb", "profile", "--model-path", str(model)]
     command += ["--out", str(out), "--max-tokens", "1024", "--documents", "2", "--device", "cpu"]
     command += ["--importance", "fisher", "--json"]
 

@@ -12,7 +12,8 @@ from transformers_attention import PluggedModel
 from shplb.texts import calibration_documents, held_out_documents
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from bench_quality import WINDOW, computed_density, plan_at
+from quality.sampling import WINDOW
+from quality.variants import computed_density, plan_at
 
 pytestmark = pytest.mark.server
 

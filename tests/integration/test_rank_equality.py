@@ -47,7 +47,8 @@ def serve(model: Path, tp_size: int, folder: Path, batch: list[list[int]]) -> Ru
     trace, plan_path = folder / f"trace{tp_size}", folder / f"tp{tp_size}.plan.safetensors"
     plan = random_plan(model, tp_size, plan_path, dense=False)
     flags = ["--enable-shplb", "--shplb-plan", str(plan_path), "--shplb-trace", str(trace)]
-    with server(model, folder / f"server{tp_size}.log", tp_size, *flags) as running:
+    shadow = {"SHPLB_SHADOW_EVERY": "4"}
+    with server(model, folder / f"server{tp_size}.log", tp_size, *flags, env=shadow) as running:
         running.wait_ready()
         # One at a time: how requests meet in a batch depends on timing, and this compares page lists.
         answers = [greedy(running, [prompt], [f"prompt{i:02d}"])[0] for i, prompt in enumerate(batch)]
@@ -114,6 +115,20 @@ def test_answers_are_those_of_the_same_sparse_attention_in_transformers(
         assert token == int(sparse.argmax())
         assert value == pytest.approx(sparse[token].item(), abs=1e-3)
         assert abs(value - dense[token].item()) > 2e-3, "too close to dense to tell the two apart"
+
+
+def test_shadow_checks_find_the_same_on_all_ranks_together(runs: dict[int, Run]) -> None:
+    """Rows are chosen by a seed, so the same are checked at every TP size, and heads of padding don't count."""
+    one = runs[1].state
+    assert one["shadow_checks"] >= 4
+    lost, error = np.array(one["shadow_lost_mass"]), np.array(one["shadow_output_error"])
+    assert np.all((lost > 0.0) & (lost < 0.9) & (error > 0.0) & (error < 2.0))
+    assert one["shadow_mass_drift"] is None, "random plans don't know what the profile recovered"
+    for tp_size in (2, 3):
+        state = runs[tp_size].state
+        assert state["shadow_checks"] == one["shadow_checks"]
+        np.testing.assert_allclose(state["shadow_lost_mass"], lost, atol=0.01)
+        np.testing.assert_allclose(state["shadow_output_error"], error, rtol=0.1)
 
 
 def test_work_was_saved_and_counted(runs: dict[int, Run]) -> None:

@@ -11,6 +11,13 @@ from server_arguments import plan_of, write_model
 from shplb.sglang.cpu import cpu_environment
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions must not depend on rates that this machine's user has measured."""
+    if "SHPLB_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "own-cache"))
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "llama")

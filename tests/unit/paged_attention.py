@@ -4,7 +4,7 @@
 import torch
 
 from shplb.kernels.flashinfer_sm90 import paged
-from shplb.kernels.paged_prefill import PagedStep
+from shplb.kernels.paged_step import PagedStep
 
 
 class TorchPagedAttention:
@@ -19,7 +19,7 @@ class TorchPagedAttention:
         self, step: PagedStep, layer: int, pages: torch.Tensor, q: torch.Tensor, k_pool: torch.Tensor,
         v_pool: torch.Tensor, sm_scale: float, out: torch.Tensor,
     ) -> None:  # fmt: skip
-        self.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
+        self.run(q, paged(k_pool), paged(v_pool), pages, *step.work(layer), out, sm_scale)
 
     def run(
         self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, page_indices: torch.Tensor,

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
+from shplb.kernels.paged_prefill import PagedPrefill
+from shplb.kernels.paged_step import PagedStep
 from shplb.planner import Mode, StepPlanner
+from shplb.policies import POLICIES, Policy
 from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages, query_block_size
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -87,6 +89,7 @@ def make_batch(
     shared_lists: bool = False,
     mode: Mode = "sparse",
     attention: object = None,
+    policy: Policy = POLICIES["shplb"],
 ) -> PagedBatch:
     """Random budgets, keys and queries; pages of all requests scattered over a pool with poison between them."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -105,7 +108,7 @@ def make_batch(
         pools[:, own] = torch.randn(2, length, kv_heads, head_dim, generator=generator).to(dtype)
     q = (torch.randn(sum(new_lens), group * kv_heads, head_dim, generator=generator) * 2).to(dtype)
 
-    rule = SparsityRule(query_block=query_block_size(head_dim), dense_below_tokens=0)
+    rule = policy.rule(SparsityRule(query_block=query_block_size(head_dim), dense_below_tokens=0))
     planner = make_planner(rng, rule, max(pages) + 1, head_dim, group, kv_heads, density, shared_lists)
     prefill = PagedPrefill(
         planner, attention, rule,  # type: ignore[arg-type]

@@ -24,9 +24,26 @@ CONFIG: dict[str, Any] = {
 
 def write_model(folder: Path, **changes: object) -> Path:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    save_file({"x": np.arange(100, dtype=np.float32)}, folder / "model.safetensors")
+    config = CONFIG | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(attention_weights(config), folder / "model.safetensors")
     return folder
+
+
+def attention_weights(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Projections of every layer, zeros; of a model without sense in its config, those of CONFIG."""
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
+    sizes = [config.get(name) for name in names]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return attention_weights(CONFIG)
+    layers, heads, kv_heads, head_dim, hidden = sizes
+    rows = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+    made = {}
+    for layer in range(layers):
+        name = f"model.layers.{layer}.self_attn"
+        made |= {f"{name}.{which}_proj.weight": np.zeros((size, hidden), np.float32) for which, size in rows.items()}
+        made[f"{name}.o_proj.weight"] = np.zeros((hidden, rows["q"]), np.float32)
+    return made
 
 
 def plan_of(model: Path, **changes: Any) -> ServingPlan:

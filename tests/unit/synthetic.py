@@ -61,6 +61,7 @@ def make_serving_plan(shape: ModelShape | None = None, seed: int = 0, **changes:
         "budgets": rng.uniform(0.01, 1, (shape.num_layers, shape.num_qo_heads, len(LENGTHS))),
         "physical_to_logical": np.array(order, dtype=np.int32),
         "loads": rng.integers(0, 10**6, (shape.num_layers, shape.num_kv_heads)),
+        "recovery": rng.uniform(0.1, 0.9, (shape.num_layers, shape.num_qo_heads, len(LENGTHS))),
     }
     return ServingPlan(**(fields | changes))  # type: ignore[arg-type]
 

@@ -56,6 +56,7 @@ def work(tmp_path: Path) -> Path:
 
 _PLAN = ["plan", "{}/profile", "--out", "{}/w/o"]
 _PROFILE = ["profile", "--model-path", "{}/llama", "--out", "{}/w/o", "--device", "cpu"]
+_COMPARE = ["compare", "{}/profile", "--model-path", "{}/llama", "--out", "{}/w/o"]
 _BAD: list[tuple[list[str], str]] = [
     (["plan", "{}/missing", "--out", "{}/w/o"], "not a file"),
     (["plan", "{}/damaged", "--out", "{}/w/o"], "damaged"),
@@ -113,6 +114,11 @@ _BAD: list[tuple[list[str], str]] = [
     (["simulate", "{}/plan"], "neither TRACE nor --synthetic"),
     (["simulate", "{}/plan", "{}/missing"], "can't be read"),
     (["simulate", "{}/plan", "--tp", "3", "--synthetic", "requests=1,rate=1,input=4096"], "can't be placed on 3"),
+    ([*_COMPARE, "--densities", "0.1,x"], "--densities is '0.1,x'"),
+    ([*_COMPARE, "--densities", "0"], "--densities is '0'"),
+    ([*_COMPARE, "--ways", "best:model"], "--ways has 'best:model'"),
+    (_COMPARE, "was made of another model"),
+    (["compare", "{}/plan", "--model-path", "{}/llama"], "is a ServingPlan, but a HeadProfile"),
     (["doctor", "--tp", "0"], "--tp is 0"),
     (["calibrate", "--model-path", "{}/missing"], "config.json can't be read"),
     (["calibrate", "--model-path", "{}/llama", "--tp", "3"], "can't be placed on 3"),

@@ -13,7 +13,15 @@ import pytest
 from safetensors.numpy import save_file
 from synthetic import is_one_sentence
 
-from shplb.container import FileFormatError, content_hash, load_container, require_array, save_container
+from shplb.container import (
+    MOST_BYTES,
+    MOST_HEADER_BYTES,
+    FileFormatError,
+    content_hash,
+    load_container,
+    require_array,
+    save_container,
+)
 
 TENSORS = {
     "a": np.arange(12, dtype=np.int64).reshape(3, 4),
@@ -104,6 +112,35 @@ def test_other_versions(file: Path) -> None:
     assert "make it again" in refusal(file, version=4)
 
 
+def test_older_versions_migrate_step_by_step(tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    save_container(path, "Kind", 1, TENSORS, FACTS)
+    before = path.read_bytes()
+    steps = {1: lambda tensors, facts: facts.update(two=len(tensors)), 2: lambda _, facts: facts.update(three=True)}
+    _, facts = load_container(path, "Kind", 3, steps)
+    assert (facts["two"], facts["three"]) == (len(TENSORS), True)
+    assert path.read_bytes() == before
+    with pytest.raises(FileFormatError, match="format version 1, this shplb reads 3: make it again"):
+        load_container(path, "Kind", 3, {2: steps[2]})
+
+
+def test_damage_is_found_before_migration(tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    save_container(path, "Kind", 1, TENSORS, FACTS)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(FileFormatError, match="checksum"):
+        load_container(path, "Kind", 2, {1: lambda *_: pytest.fail("a damaged file was migrated")})
+
+
+def test_too_large_to_be_read(file: Path) -> None:
+    data = file.read_bytes()
+    os.truncate(file, MOST_BYTES + 1)  # a sparse file
+    assert f"{MOST_BYTES + 1} bytes, expected a Kind of at most {MOST_BYTES}" in refusal(file)
+    file.write_bytes((MOST_HEADER_BYTES + 1).to_bytes(8, "little") + data + bytes(MOST_HEADER_BYTES))
+    assert f"a header of {MOST_HEADER_BYTES + 1} bytes" in refusal(file)
+
+
 def test_foreign_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"x": np.zeros(3)}, path)
@@ -123,7 +160,17 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata", ["no JSON", "[]", "{}", '{"kind": "Kind"}', '{"kind": "Kind", "format_version": 3}']
+    "metadata",
+    [
+        "no JSON",
+        "[]",
+        "{}",
+        '{"kind": "Kind"}',
+        '{"kind": "Kind", "format_version": 3}',
+        '{"kind": "Kind", "format_version": NaN}',
+        '{"kind": "Kind", "format_version": true}',
+        '{"kind": "two\\nlines"}',
+    ],
 )
 def test_foreign_metadata(tmp_path: Path, metadata: str) -> None:
     path = tmp_path / "model.safetensors"

@@ -148,6 +148,33 @@ def test_fingerprint_changes_with_the_config(change: dict[str, Any]) -> None:
     assert config_hash(LLAMA | change) != config_hash(LLAMA)
 
 
+_OLD = LLAMA | {"rope_theta": 500000, "rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 32}}
+_NEW = {key: value for key, value in LLAMA.items() if key != "rope_theta"} | {
+    "rope_parameters": {"rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0},
+    "head_dim": 64, "tie_word_embeddings": False, "sliding_window": None,
+}  # fmt: skip
+
+
+def test_fingerprint_is_the_same_in_every_form() -> None:
+    assert config_hash(_OLD) == config_hash(_NEW)
+    assert config_hash(_NEW | {"rope_theta": 5e5}) == config_hash(_NEW)  # both forms, as shplb pad writes
+    assert config_hash(LLAMA | {"sliding_window": 4096, "use_sliding_window": False}) == config_hash(LLAMA)
+    assert config_hash(LLAMA | {"rope_scaling": {"rope_type": "default"}}) == config_hash(LLAMA)
+
+
+@pytest.mark.parametrize("config", [LLAMA, _OLD])
+def test_fingerprint_survives_transformers(config: dict[str, Any]) -> None:
+    """Whatever the installed transformers makes of it, in full and as it would be saved."""
+    transformers = pytest.importorskip("transformers")
+    rope = {"original_max_position_embeddings": 4096} if "rope_scaling" in config else {}
+    given = dict(config) | ({"rope_scaling": config["rope_scaling"] | rope} if rope else {})
+    given |= {"vocab_size": 128, "intermediate_size": 96}
+    made = transformers.LlamaConfig(**{key: value for key, value in given.items() if key != "torch_dtype"})
+    assert config_hash(made.to_dict()) == config_hash(given)
+    saved = json.loads(made.to_json_string(use_diff=False))
+    assert config_hash(saved) == config_hash(given)
+
+
 def test_unknown_weights_match_any() -> None:
     assert not Fingerprint("c", "").conflicts(Fingerprint("c", "w"))
     assert not Fingerprint("c", "w").conflicts(Fingerprint("c", ""))

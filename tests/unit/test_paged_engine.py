@@ -14,6 +14,7 @@ from test_sparse_prefill import DIM, HEADS, KV_HEADS, LAYERS, make_plan
 
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel
+from shplb.policies import POLICIES
 from shplb.sglang.backend import SparsePrefillMixin
 from shplb.sglang.batches import sub_batch
 from shplb.sglang.environment import SPARSE_AT_ANY_PRICE
@@ -95,6 +96,32 @@ def test_both_engines_agree(prefix: list[int], new: list[int], tmp_path: Path) -
     for key, (pages, scores) in mine.items():
         np.testing.assert_array_equal(pages, theirs[key][0])
         np.testing.assert_allclose(scores, theirs[key][1], atol=2e-5, rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["xattention", "streaming_llm", "minference"])
+def test_both_engines_agree_on_other_policies(name: str) -> None:
+    batch, table, k_pool, v_pool = make_batch([640, 0], [133, 500], 4)
+    q = torch.randn(633, HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
+    usual = make_plan(3, 192)
+    other = msgspec.structs.replace(usual, rule=POLICIES[name].rule(usual.rule))
+
+    def step(engine: Any) -> tuple[torch.Tensor, int]:
+        """Its output, and what it counts as computed; on a GPU that is known at the next step."""
+        STEP_COUNTERS.start(1)
+        assert engine.begin(batch) is not None
+        out = torch.full_like(q, float("nan"))
+        for layer in range(LAYERS):
+            engine.run(q, k_pool, v_pool, layer, DIM**-0.5, out)
+        if isinstance(engine, PagedEngine):
+            engine.begin(batch)
+        return out, STEP_COUNTERS.computed
+
+    outs = []
+    for make in (lambda p: TorchEngine(p, 0, 4096, table, None), lambda p: paged_engine(table, SPARSE_IS_FREE, plan=p)):
+        (_, planned), (out, computed) = step(make(usual)), step(make(other))
+        assert (computed != planned) == (POLICIES[name].choice == "top_p")
+        outs.append(out)
+    torch.testing.assert_close(outs[0], outs[1], atol=1e-4, rtol=1e-4)
 
 
 class Base:

@@ -7,7 +7,8 @@ import torch
 from paged_batch import PagedBatch, make_batch
 
 from shplb.kernels.page_mass import TileShape
-from shplb.kernels.selection import page_scores, pool_tokens, rank_pages, select_pages
+from shplb.kernels.scores import page_scores, pool_tokens
+from shplb.kernels.selection import rank_pages, select_pages
 
 SHAPES = [(64, 3, 3), (128, 4, 2), (128, 7, 1)]  # head_dim, group size, KV heads
 BATCHES = [([0], [700]), ([128, 0, 64], [333, 65, 130]), ([0, 320], [1, 257])]

@@ -9,6 +9,7 @@ import pytest
 from synthetic import LENGTHS, make_profile, make_serving_plan, make_shape
 
 from shplb import CostModel, StepPlanner
+from shplb.device import Device
 from shplb.plan import ServingPlan
 from shplb.planning import make_plan
 from shplb.prediction import placed_ms, predict_prompt
@@ -50,7 +51,7 @@ def test_default_is_the_longest_profiled_length() -> None:
 
 
 def test_no_placement_is_faster_than_the_bound() -> None:
-    slow = CostModel(dense_kv_tile_ns=20_000)  # dense, so that every chunk runs sparse, whatever the placement
+    slow = Device(CostModel(dense_kv_tile_ns=20_000))  # dense, so that every chunk runs sparse, whatever the placement
     splits = [np.array([0, *pair, *(set(range(1, 4)) - set(pair))]) for pair in itertools.combinations(range(1, 4), 1)]
     for seed in range(20):
         plan = make_serving_plan(make_shape(layers=1, kv_heads=4, group=16), seed=seed, tp_size=2)

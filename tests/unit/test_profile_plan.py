@@ -116,7 +116,7 @@ _BAD_PLANS: list[tuple[str, Any]] = [
     ("tp_size", 0),
     ("tp_size", -2),
     ("lengths", put(_PLAN.lengths, 2**62, (-1,))),
-    ("density", math.nan),
+    ("density", -0.1),
     ("density", 0.0),
     ("objective", "best"),
     ("scope", "head"),

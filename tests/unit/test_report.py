@@ -182,6 +182,7 @@ def test_the_command(tmp_path: Path) -> None:
         "report": str(tmp_path / "r.html"),
         "bytes": (tmp_path / "r.html").stat().st_size,
         "plan_hash": PLAN.hash,
+        "figures": [],
     }
     page = (tmp_path / "r.html").read_bytes()
     done = CliRunner().invoke(app, files)

@@ -10,8 +10,11 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from server_arguments import refusal, server_args
+from server_arguments import CONFIG, refusal, server_args
+from synthetic import is_one_sentence
 
+from shplb.model import ModelShape
+from shplb.sglang.features import check_selection_memory
 from shplb.sglang.refusal import StartRefusedError
 
 pytestmark = pytest.mark.usefixtures("server_environment")
@@ -90,3 +93,20 @@ def test_base_backends_that_can_be_wrapped(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     with pytest.raises(StartRefusedError, match="layout of the KV pool; unset it"):
         _check_base_backend(args("fa3"))
+
+
+def test_chunks_whose_scores_would_fill_the_gpu_are_refused() -> None:
+    shape = ModelShape.from_config(CONFIG | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128})
+
+    def args(chunk: int, context: int) -> SimpleNamespace:
+        return SimpleNamespace(device="cuda", tp_size=2, chunked_prefill_size=chunk, context_length=context)
+
+    check_selection_memory(args(8192, 1 << 22), shape)
+    check_selection_memory(args(-1, 131072), shape)
+    with pytest.raises(StartRefusedError, match=r"8\.0 GiB") as caught:
+        check_selection_memory(args(-1, 1 << 20), shape)
+    assert is_one_sentence(caught.value)
+    advised = int(str(caught.value).split("--chunked-prefill-size ")[1].split()[0])
+    check_selection_memory(args(advised, 1 << 20), shape)
+    with pytest.raises(StartRefusedError):
+        check_selection_memory(args(2 * advised, 1 << 20), shape)

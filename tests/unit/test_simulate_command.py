@@ -32,7 +32,7 @@ def run(*arguments: str) -> Result:
 def test_table(plan: str) -> None:
     done = run(plan, *SYNTHETIC, "--tp", "4,2")
     assert done.exit_code == 0, done.output
-    assert all(len(line) <= 100 for line in done.output.splitlines())
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
     assert "…" not in done.output
     rows = [line.split() for line in done.output.splitlines() if line.strip()[:1] in ("2", "4")]
     assert [row[:2] for row in rows] == [[tp, name] for tp in "24" for name in ("dense", "contiguous", "placed")]
@@ -42,7 +42,8 @@ def test_table(plan: str) -> None:
 def test_json_says_the_same(plan: str) -> None:
     done = run(plan, *SYNTHETIC, "--json")
     report = json.loads(done.output)
-    assert report["cost"] == {"step_ms": 5.0, "token_us": 12.8, "decode_ms": 5.0, "chunk_tokens": 8192}
+    expected = {"step_ms": 14.5, "token_us": 10.9, "prompt_us": 0.15, "decode_ms": 5.0, "chunk_tokens": 8192}
+    assert report["cost"] == expected
     assert report["trace"]["requests"] == 8
     assert report["trace"]["measured"] is None
     assert [(row["tp_size"], row["placement"]) for row in report["results"]] == [
@@ -56,7 +57,8 @@ def test_json_says_the_same(plan: str) -> None:
 
 
 def test_options_reach_the_simulation(plan: str) -> None:
-    options = ["--step-ms", "0", "--token-us", "1000", "--decode-ms", "0", "--chunked-prefill-size", "-1"]
+    options = ["--step-ms", "0", "--token-us", "1000", "--prompt-us", "0", "--decode-ms", "0"]
+    options += ["--chunked-prefill-size", "-1"]
     done = run(plan, "--synthetic", "requests=1,rate=1,input=5000,output=9", *options, "--json")
     for row in json.loads(done.output)["results"]:
         assert row["prefill_steps"] == 1

@@ -14,10 +14,10 @@ from shplb import StepPlanner
 from shplb.model import ModelShape
 from shplb.plan import ServingPlan
 from shplb.planning import PlanningError, make_plan
-from shplb.simulation import StepCost, compare_placements, head_order, replay_trace
+from shplb.simulation import STEP_MS, TOKEN_US, StepCost, compare_placements, head_order, replay_trace
 from shplb.traces import Trace, synthetic_trace
 
-COST = StepCost(step_ms=10, token_us=0, decode_ms=2, chunk_tokens=128)
+COST = StepCost(step_ms=10, token_us=0, prompt_us=0, decode_ms=2, chunk_tokens=128)
 
 
 class FixedPlanner:
@@ -57,8 +57,14 @@ def test_prefill_waits_for_a_decode_step_only() -> None:
     assert times_ms(make_trace((0, 64, 20), (24, 64, 1))) == ([11, 12], 11 + 11 + 19 * 2)
 
 
+def test_tokens_of_a_prompt_delay_its_own_first_token_only() -> None:
+    trace = make_trace((0, 192, 3), (1, 64, 1), (40, 64, 1))
+    late, duration = times_ms(trace, cost=replace(COST, prompt_us=10))
+    assert (late, duration) == ([23 + 1.92, 22 + 0.64, 11 + 0.64], 51)
+
+
 def test_step_costs_add_up() -> None:
-    cost = StepCost(step_ms=3, token_us=100, decode_ms=0, chunk_tokens=-1)
+    cost = StepCost(step_ms=3, token_us=100, prompt_us=0, decode_ms=0, chunk_tokens=-1)
     assert times_ms(make_trace((5, 1000, 50)), cost=cost) == ([3 + 100 + 1], 5 + 104)
 
 
@@ -101,7 +107,9 @@ def test_placed_is_never_worse_than_contiguous(seed: int) -> None:
 def test_numbers_are_the_planners() -> None:
     """One request alone: its TTFT and the sums, from StepPlanner.predict step by step."""
     plan = skewed_plan(0, 2)
-    row = compare_placements(plan, synthetic_trace("requests=1,rate=1,input=20000,output=9"), (2,), StepCost())[2]
+    row = compare_placements(
+        plan, synthetic_trace("requests=1,rate=1,input=20000,output=9"), (2,), StepCost(prompt_us=0)
+    )[2]
     planner = StepPlanner(
         num_kv_heads=8,
         head_dim=64,
@@ -114,7 +122,7 @@ def test_numbers_are_the_planners() -> None:
     attention = sum(step.step_ns for step in steps)
     ranks = sum(step.rank_makespan_ns.sum(axis=0) for step in steps)
     slowest = sum(step.rank_makespan_ns.max(axis=1).sum() for step in steps)
-    assert row.ttft_mean_s == pytest.approx(3 * 5e-3 + 20000 * 12.8e-6 + attention * 1e-9)
+    assert row.ttft_mean_s == pytest.approx(3 * STEP_MS * 1e-3 + 20000 * TOKEN_US * 1e-6 + attention * 1e-9)
     assert row.attention_s == pytest.approx(attention * 1e-9)
     assert row.makespan_s == pytest.approx(slowest * 1e-9)
     assert row.bubble == pytest.approx(1 - ranks.mean() / slowest)

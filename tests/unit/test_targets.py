@@ -10,8 +10,9 @@ from synthetic import LENGTHS, is_one_sentence, make_profile, make_shape
 
 from shplb.planning import PlanMaker, PlanningError
 from shplb.prediction import placed_ms
+from shplb.recovered_mass import RecoveredMass
 from shplb.steps import STEPS
-from shplb.targets import RecoveredMass, density_for_latency, density_for_recovery
+from shplb.targets import density_for_latency, density_for_recovery
 
 PROFILE = make_profile(make_shape(layers=4, kv_heads=4, group=4, inert=(2,)))
 
@@ -40,7 +41,9 @@ def test_recovery_is_reached_and_just_so(objective: str, recovery: float) -> Non
 def test_recovered_mass_agrees_with_numpy() -> None:
     maker = PlanMaker(PROFILE, tp_size=1)
     np.testing.assert_allclose(
-        RecoveredMass(maker).means(maker.allocate(0.2).budgets), mean_recovery(maker, 0.2), atol=1e-6
+        RecoveredMass(maker.profile, maker.rule).means(maker.allocate(0.2).budgets),
+        mean_recovery(maker, 0.2),
+        atol=1e-6,
     )
 
 

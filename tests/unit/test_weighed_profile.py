@@ -21,7 +21,7 @@ from shplb.stability import stability
 def test_files_from_before_importance_and_row_sampling(tmp_path: Path) -> None:
     profile = make_profile()
     facts = msgspec.to_builtins(profile, builtin_types=(np.ndarray,))
-    for name in ("importance", "importance_method", "row_sampling"):
+    for name in ("importance", "importance_method", "row_sampling", "residual"):
         del facts[name]
     tensors = {name: facts.pop(name) for name in ("lengths", "densities", "rows", "error", "recovery")}
     save_container(tmp_path / "p", "HeadProfile", 1, tensors, facts)

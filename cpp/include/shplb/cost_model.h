@@ -11,15 +11,15 @@ inline constexpr std::int64_t kPageTokens = 64;
 /// GPU time of attention work. Whole nanoseconds, so that every rank and compiler decides alike.
 /// Defaults are measured on an H200 (bf16, head_dim 128, 32 query and 8 KV heads, dense by fa3).
 struct CostModel {
-  std::int64_t item_ns = 2655;           // per work item on one CTA, whatever its length
-  std::int64_t kv_tile_ns = 1391;        // per KV tile of an item on one CTA
-  std::int64_t dense_kv_tile_ns = 1297;  // the same in the stock kernel, which also splits over KV
+  std::int64_t item_ns = 4189;           // per work item on one CTA, whatever its length
+  std::int64_t kv_tile_ns = 1528;        // per KV tile of an item on one CTA
+  std::int64_t dense_kv_tile_ns = 1409;  // the same in the stock kernel, which also splits over KV
   // Page selection, whole GPU, ps: per (query head, block, visible page), per (query head, block),
   // and per (KV head, page) of a request's whole context, whose keys are pooled.
-  std::int64_t select_pair_ps = 53;
-  std::int64_t select_block_ps = 13'872;
-  std::int64_t pool_page_ps = 5'222;
-  std::int64_t layer_ns = 41'086;  // per layer: launches that a dense layer does not have
+  std::int64_t select_pair_ps = 47;
+  std::int64_t select_block_ps = 20'892;
+  std::int64_t pool_page_ps = 7'822;
+  std::int64_t layer_ns = 42'105;  // per layer: launches that a dense layer does not have
 };
 
 /// Largest accepted rate; keeps every sum below in int64.

@@ -28,7 +28,7 @@ def doctor(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Check versions, patch, plugin, GPUs and cached plans. Exit code 0 if all is well, 1 if something must be done.
+    """Check versions, patch, plugin, GPUs and cached plans; exit with 0 only if all is well.
 
     Example: shplb doctor --model-path /models/Llama-3.1-8B-Instruct --tp 2
     """

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from shplb.commands.messages import say
+from shplb.commands.rates import device_for
 
 if TYPE_CHECKING:
-    from shplb.balance_gain import BalanceGain
+    from shplb.device import Device
     from shplb.plan import ServingPlan
     from shplb.planning import PlanMaker
     from shplb.prediction import PromptPrediction
@@ -44,6 +45,14 @@ Scope = Annotated[str, typer.Option(help="Share one total over the whole model, 
 BalanceAware = Annotated[
     bool, typer.Option("--balance-aware", help="Solve budgets and placement together: budget on idle ranks is free.")
 ]
+Rates = Annotated[
+    Path | None,
+    typer.Option(help="File made by `shplb calibrate` (default: the cached one, else an H200's).", show_default=False),
+]
+Weighing = Annotated[
+    str,
+    typer.Option(help="Of output errors: measured (by importance, if the profile has it), none, residual or fisher."),
+]
 Replicas = Annotated[
     int, typer.Option(help="KV-group slots per rank and layer for second copies, which divide every step's work.")
 ]
@@ -62,13 +71,15 @@ def plan(
     objective: Objective = "min_error",
     scope: Scope = "model",
     balance_aware: BalanceAware = False,
+    weighing: Weighing = "measured",
     replicas: Replicas = 0,
     dense_below: DenseBelow = 1024,
+    rates: Rates = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a profile into budgets and a head placement for one tensor-parallel size.
 
-    Times are predicted for an H200 by the step planner that serving uses.
+    Times are predicted by the step planner that serving uses.
 
     Example: shplb plan m.profile.safetensors --tp 2 --latency-budget 400 --at-tokens 65536 --out m.plan.safetensors
     """
@@ -89,23 +100,23 @@ def plan(
         scope=scope,  # type: ignore[arg-type]
         dense_below_tokens=dense_below,
         balance_aware=balance_aware,
+        weighing=weighing,  # type: ignore[arg-type]
         replicas=replicas,
     )
-    found = find_density(maker, asked, at_tokens)
-    allocation = maker.allocate(found)
-    made = maker.plan_of(allocation, found)
-    prediction = predict_prompt(made, at_tokens)
-    gain = balance_gain(maker, allocation, found, prediction.tokens) if balance_aware else None
+    device = device_for(maker.profile.model, rates)
+    found = find_density(maker, asked, at_tokens, device)
+    made = maker.plan_of(allocation := maker.allocate(found), found)
+    prediction = predict_prompt(made, at_tokens, device)
+    gain = balance_gain(maker, allocation, found, prediction.tokens, device) if balance_aware else None
     made.save(out)
-    console = Console(stderr=True)
     if as_json:
-        facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction, gain)}
-        typer.echo(json.dumps(facts, indent=1))
+        facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction, device)}
+        typer.echo(json.dumps(facts | {"balance_gain": gain and dataclasses.asdict(gain)}, indent=1))
     else:
+        console = Console(stderr=True)
         print_found(asked, found, console)
-        print_plan(made, console, prediction)
-        if gain is not None:
-            print_gain(gain, console)
+        print_plan(made, console, prediction, device)
+        print_gain(gain, console)
     say(f"wrote {out}")
 
 
@@ -124,27 +135,29 @@ def one_of(targets: dict[str, float | None]) -> dict[str, float]:
     return asked
 
 
-def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | None) -> float:
+def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | None, device: "Device") -> float:
     """The density that the target, if any, asks for."""
     from shplb.targets import density_for_latency, density_for_recovery
 
     if "recovery" in asked:
         return density_for_recovery(maker, asked["recovery"])
     if "latency-budget" in asked:
-        return density_for_latency(maker, asked["latency-budget"], at_tokens)
+        return density_for_latency(maker, asked["latency-budget"], at_tokens, device)
     return asked.get("density", DEFAULT_DENSITY)
 
 
 def describe(
-    made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction", gain: "BalanceGain | None"
+    made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction", device: "Device"
 ) -> dict[str, Any]:
     """What the table shows, for JSON."""
+    from shplb.crossover import crossover_tokens
+    from shplb.kv_cost import KvCost
     from shplb.rank_loads import RankLoads, imbalance
+    from shplb.recovered_mass import RecoveredMass
     from shplb.replica_price import price_of
-    from shplb.targets import RecoveredMass
 
     loads, longest = RankLoads.of(made), made.budgets[~maker.profile.inert][:, -1]
-    recovered = RecoveredMass(maker).means(made.budgets).tolist()
+    recovered = RecoveredMass(maker.profile, maker.rule).means(made.budgets).tolist()
     return {
         "plan_hash": made.hash,
         "tp_size": made.tp_size,
@@ -162,6 +175,9 @@ def describe(
         },
         "recovery": {str(length): share for length, share in zip(made.lengths.tolist(), recovered, strict=True)},
         "prediction": dataclasses.asdict(prediction),
+        "rates": device.origin,
+        "crossover_tokens": crossover_tokens(made, device),
+        "kv_cost": dataclasses.asdict(KvCost.of(made)),
+        "profiled_tokens": made.lengths.tolist(),
         "imbalance": {name: imbalance(ranks) for name, ranks in loads.rows} | {"lower_bound": loads.bound_imbalance},
-        "balance_gain": None if gain is None else dataclasses.asdict(gain),
     }

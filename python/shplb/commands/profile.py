@@ -41,8 +41,7 @@ def profile(
 ) -> None:
     """Measure what every head loses at every density, through SGLang's engine with dense attention.
 
-    Stopped by Ctrl-C or a failure, the same command goes on after the last document that was done. Exit code 0 when the
-    profile is written, 1 for an error, 130 after Ctrl-C.
+    Stopped by Ctrl-C or a failure, the same command goes on after the last document that was done.
 
     Example: shplb profile --model-path /models/Llama-3.1-8B-Instruct --max-tokens 32768 --out m.profile.safetensors
     """

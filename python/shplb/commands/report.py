@@ -21,6 +21,10 @@ def report(
         list[Path] | None,
         typer.Option(help="JSON file made by a bench, shown as tables; may be given again.", show_default=False),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write the figures into as well, as SVG files.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Show a plan in one HTML file: rank loads before and after placement, budgets, curves, a step, bench results.
@@ -31,11 +35,15 @@ def report(
     """
     from shplb.plan import ServingPlan
     from shplb.profile import HeadProfile
-    from shplb.report import make_report
+    from shplb.report import make_report, write_figures
 
     plan = ServingPlan.load(plan_path)
-    make_report(plan, None if profile is None else HeadProfile.load(profile), bench or (), out=out)
+    shown = None if profile is None else HeadProfile.load(profile)
+    make_report(plan, shown, bench or (), out=out)
+    drawn = [] if figures is None else [str(path) for path in write_figures(plan, shown, figures)]
     if as_json:
-        typer.echo(json.dumps({"report": str(out), "bytes": out.stat().st_size, "plan_hash": plan.hash}))
+        facts = {"report": str(out), "bytes": out.stat().st_size, "plan_hash": plan.hash, "figures": drawn}
+        typer.echo(json.dumps(facts, indent=1))
     else:
-        say(f"wrote {out}")
+        for path in (out, *drawn):
+            say(f"wrote {path}")

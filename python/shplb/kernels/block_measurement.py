@@ -4,7 +4,8 @@
 import torch
 
 from shplb.kernels.curves import block_curves, block_sensitivity, page_partials
-from shplb.kernels.selection import page_scores, rank_pages
+from shplb.kernels.scores import page_scores
+from shplb.kernels.selection import rank_pages
 from shplb.profile import DENSITIES
 from shplb.sparsity import SparsityRule, num_pages
 
@@ -29,7 +30,7 @@ class BlockMeasurement:
         rule: SparsityRule,
     ) -> None:
         """q: [num_rows, num_qo_heads, head_dim], row 0 at absolute position ``first_row``; keys, values: float32
-        [num_kv_heads, num_tokens, head_dim] of the request from token 0 on; pooled: its keys from ``pool_tokens``.
+        [num_kv_heads, num_tokens, head_dim] of the request from token 0 on; pooled: its keys from ``key_vectors``.
         """
         end_row = first_row + q.shape[0]
         self.q, self.first_row, self.sm_scale = q, first_row, sm_scale

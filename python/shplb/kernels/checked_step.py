@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 
 from shplb.kernels.reference import attend_pages
-from shplb.kernels.selection import page_scores, pool_tokens, rank_pages
+from shplb.kernels.scores import key_vectors, page_scores
+from shplb.kernels.selection import rank_pages
 from shplb.kernels.trial import TrialStep
 from shplb.sparsity import num_pages
 
@@ -34,7 +35,7 @@ class CheckedStep:
         self._pages = seen[0].long()
         slots = pool.req_to_token[0, : trial.step.prefix + trial.step.new].long()
         self._k, self._v = pool.k[slots], pool.v[slots]
-        self._pooled_keys = pool_tokens(self._k, 0, trial.rule.score_stride)
+        self._pooled_keys = key_vectors(self._k, trial.rule)
 
     def worst(self) -> Deviation:
         """Over all heads of the first, a middle and the last block; NaN if the output holds any."""

@@ -15,7 +15,7 @@ from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError
 from shplb.sparsity import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from shplb.kernels.paged_prefill import PagedStep
+    from shplb.kernels.paged_step import PagedStep
 
 _HEAD_DIMS = (64, 128, 256)
 _FLOAT_WORKSPACE_BYTES = 128 << 20
@@ -105,7 +105,7 @@ class PublicPrefill:
         planned = self._planned[turn]
         if planned is not None:
             planned.synchronize()
-        indptr = step.host_words(int(step.plan.list_indptr_offset[layer]), step.plan.num_lists + 1)
+        indptr = step.host_list_indptr(layer)
         blocks = step.plan.num_blocks
         lists = step.plan.num_lists // blocks
         per_head = np.diff(indptr[::blocks]).astype(np.int64)  # entries of every list head

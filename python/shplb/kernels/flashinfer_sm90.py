@@ -20,7 +20,7 @@ from shplb.errors import UserError
 from shplb.sparsity import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from shplb.kernels.paged_prefill import PagedStep
+    from shplb.kernels.paged_step import PagedStep
 
 FLASHINFER_VERSION = "0.6.12"
 HEAD_DIMS = (64, 128, 256)
@@ -130,7 +130,7 @@ class Sm90Prefill:
         out: torch.Tensor,
     ) -> None:
         """As ``PagedPrefill.attend``."""
-        self.run(q, paged(k_pool), paged(v_pool), pages, step.workspace, step.plan_info[layer], out, sm_scale)
+        self.run(q, paged(k_pool), paged(v_pool), pages, *step.work(layer), out, sm_scale)
 
     def run(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimated attention mass of every page on a GPU ("mean_pool"): what ``selection.page_scores`` defines.
+"""Estimated attention mass of every page on a GPU ("mean_pool"): what ``scores.page_scores`` defines.
 
 Two passes over pooled queries and keys, both matrix products on tensor cores: the first leaves the maximum and the sum
 of every softmax row per slice of keys, the second adds the normalised weights up per page. Recomputing the product is

@@ -6,14 +6,18 @@ used on the GPU.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from shplb.kernels.choice import PagedKernel
 from shplb.kernels.copies import weigh_copies
+from shplb.kernels.covering import covering_counts
+from shplb.kernels.dealt_plan import Blocks, deal_work
+from shplb.kernels.latest_pages import latest_pages
 from shplb.kernels.page_mass import TileShape, page_mass
+from shplb.kernels.paged_scores import score_of
+from shplb.kernels.paged_step import PagedStep, words_at
 from shplb.kernels.pooling import pool_keys, pool_queries, runs_of_block
 from shplb.kernels.staging import StagingRing
 from shplb.kernels.top_pages import top_pages
@@ -21,43 +25,6 @@ from shplb.planner import Mode, StepPlan, StepPlanner
 from shplb.sparsity import PAGE_SIZE, SparsityRule
 
 _ALIGNMENT = 16
-
-
-@dataclass
-class PagedStep:
-    """One planned step; tensors are on the device and valid until the next step begins."""
-
-    plan: StepPlan
-    plan_info: list[list[int]]
-    workspace: torch.Tensor
-    host: np.ndarray  # the same tables on the CPU, until the buffer is used again two steps later
-    total_pages: int  # of the sparse requests, page after page
-    max_pages: int  # of the longest of them
-    tiles: torch.Tensor
-    page_starts: torch.Tensor
-    dense_rows: torch.Tensor | None  # int32, rows of q that belong to the stock path; None: none
-    req_to_token: torch.Tensor
-    req_indices: torch.Tensor
-    seq_lens: torch.Tensor
-    page_indices: torch.Tensor
-    owned: torch.Tensor | None  # int32 [num_layers, num_list_heads, 2], as in the plan; None without replicas
-
-    def blocks(self, offset: int) -> torch.Tensor:
-        """int32 [num_blocks] at a byte offset of the workspace."""
-        return self.words(offset, self.plan.num_blocks)
-
-    def words(self, offset: int, count: int) -> torch.Tensor:
-        return _words(self.workspace, offset, count)
-
-    def host_words(self, offset: int, count: int) -> np.ndarray:
-        return self.host[offset : offset + 4 * count].view(np.int32)
-
-    def host_blocks(self, offset: int) -> np.ndarray:
-        return self.host_words(offset, self.plan.num_blocks)
-
-    def list_indptr(self, layer: int) -> torch.Tensor:
-        """int32 [num_lists + 1], where a layer's lists begin and end."""
-        return self.words(int(self.plan.list_indptr_offset[layer]), self.plan.num_lists + 1)
 
 
 class PagedPrefill:
@@ -81,6 +48,9 @@ class PagedPrefill:
         ``[num_layers, num_list_heads]``, lists of KV groups that another rank holds, too."""
         self.planner, self.attention, self.rule = planner, attention, rule
         self.num_list_heads, self.device = num_list_heads, device
+        self._score = score_of(rule)
+        self._fill = self.latest_pages if rule.choice == "a_shape" else self.top_pages
+        self._deals = rule.choice == "top_p"
         self._copied = None if copied is None else torch.from_numpy(copied.astype(np.uint8)).to(device)
         self._tile_blocks = TileShape.of(group_size, runs_of_block(rule.query_block, rule.score_stride)).blocks
         self._staging = StagingRing(self._bytes(usual_requests, usual_new_tokens), device)
@@ -129,39 +99,61 @@ class PagedPrefill:
             host=buffer,
             total_pages=int(pages.sum()),
             max_pages=int(pages.max()),
-            page_starts=_words(workspace, at[0], len(starts)),
-            tiles=_words(workspace, at[1], tiles.size).view(-1, 2),
-            dense_rows=_words(workspace, at[2], len(dense)) if len(dense) else None,
-            owned=None if self._copied is None else _words(workspace, owned_at, owned.size).view(owned.shape),
+            page_starts=words_at(workspace, at[0], len(starts)),
+            tiles=words_at(workspace, at[1], tiles.size).view(-1, 2),
+            dense_rows=words_at(workspace, at[2], len(dense)) if len(dense) else None,
+            owned=None if self._copied is None else words_at(workspace, owned_at, owned.size).view(owned.shape),
             req_to_token=req_to_token,
             req_indices=req_indices,
             seq_lens=seq_lens,
-            page_indices=torch.empty(max(int(plan.list_pages.max()), 1), dtype=torch.int32, device=self.device),
+            page_indices=torch.empty(self._most_pages(plan, buffer), dtype=torch.int32, device=self.device),
+            lens=(prefix, new),
         )
+
+    def _most_pages(self, plan: StepPlan, buffer: np.ndarray) -> int:
+        """Entries of a layer's lists: as planned, or all that causality allows where scores decide."""
+        if not self._deals:
+            return max(int(plan.list_pages.max()), 1)
+        first, rows = (
+            buffer[offset : offset + 4 * plan.num_blocks].view(np.int32)
+            for offset in (plan.block_first_row_offset, plan.block_qo_len_offset)
+        )
+        return int((-(-(first + rows) // PAGE_SIZE)).sum()) * self.num_list_heads
 
     def _cut_tiles(self, prefix: np.ndarray, new: np.ndarray) -> np.ndarray:
         """[num_tiles, 2]: ranges of blocks of one request each, as long as a tile of pooled queries takes."""
         size, block = self._tile_blocks, self.rule.query_block
-        counts = (prefix + new - 1) // block - prefix // block + 1
-        ends = np.cumsum(counts)
-        tiles = -(-counts // size)
-        request = np.repeat(np.arange(len(counts)), tiles)
-        within = np.arange(int(tiles.sum())) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-        first = (ends - counts)[request] + within * size
-        return np.stack([first, np.minimum(first + size, ends[request])], axis=1)
+        tiles: list[tuple[int, int]] = []
+        start = 0
+        # Few requests and tiles as a rule, where loops are faster than array operations.
+        for prefix_tokens, new_tokens in zip(prefix.tolist(), new.tolist(), strict=True):
+            end = start + (prefix_tokens + new_tokens - 1) // block - prefix_tokens // block + 1
+            tiles += [(first, min(first + size, end)) for first in range(start, end, size)]
+            start = end
+        return np.array(tiles, dtype=np.int32)
 
     def select(
         self, step: PagedStep, layer: int, q: torch.Tensor, k_pool: torch.Tensor, sm_scale: float,
         observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Fill this layer's page lists, int32; ``observe`` gets (pages of the request, scores) for traces and tests."""
-        scores = self.page_mass(step, self.pool_queries(step, q), self.pool_keys(step, k_pool), sm_scale, layer)
-        self.top_pages(step, layer, scores, step.page_indices)
+        scores = self._score(self, step, q, k_pool, sm_scale, layer)
+        if self._deals:
+            self._deal(step, layer, scores)
+        self._fill(step, layer, scores, step.page_indices)
         if observe is not None:
             pages = torch.empty_like(step.page_indices)
-            self.top_pages(step, layer, scores, pages, physical=False)
+            self._fill(step, layer, scores, pages, physical=False)
             observe(pages, scores)
         return step.page_indices
+
+    def _deal(self, step: PagedStep, layer: int, scores: torch.Tensor) -> None:
+        """Plan the layer from its scores, on the GPU."""
+        step.dealt = None
+        _, first_row, qo_len = self._block_arrays(step)
+        counts = covering_counts(scores, step.list_indptr(layer), first_row, qo_len, self.num_list_heads, self.rule)
+        blocks = Blocks(step.blocks(step.plan.block_qo_indptr_offset), qo_len, first_row)
+        step.dealt = deal_work(counts, blocks, scores.shape[0] // self.num_list_heads, self.attention.num_ctas)
 
     def pool_keys(self, step: PagedStep, k_pool: torch.Tensor) -> torch.Tensor:
         return pool_keys(
@@ -187,6 +179,15 @@ class PagedPrefill:
     ) -> None:
         top_pages(
             scores, step.list_indptr(layer), *self._block_arrays(step), step.req_to_token, step.req_indices,
+            self.num_list_heads, self.rule, out, physical=physical,
+        )  # fmt: skip
+
+    def latest_pages(
+        self, step: PagedStep, layer: int, scores: torch.Tensor, out: torch.Tensor, *, physical: bool = True
+    ) -> None:
+        """As :meth:`top_pages`, whatever the scores."""
+        latest_pages(
+            step.list_indptr(layer), *self._block_arrays(step), step.req_to_token, step.req_indices,
             self.num_list_heads, self.rule, out, physical=physical,
         )  # fmt: skip
 
@@ -224,11 +225,6 @@ class PagedPrefill:
             weigh_copies(
                 out, self._copied[layer], step.owned[layer], step.blocks(step.plan.block_qo_indptr_offset), qo_len
             )
-
-
-def _words(workspace: torch.Tensor, offset: int, count: int) -> torch.Tensor:
-    """int32 [count] at a byte offset."""
-    return workspace[offset : offset + 4 * count].view(torch.int32)
 
 
 class _Writer:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pooled keys and queries of one layer on a GPU: means over runs of ``stride`` tokens, cut at absolute multiples.
 
-The same numbers as ``selection.pool_tokens`` makes, rounded to float16, whose eleven bits lose less than bfloat16's
+The same numbers as ``scores.pool_tokens`` makes, rounded to float16, whose eleven bits lose less than bfloat16's
 eight where large common components cancel in the softmax. All keys of a request are pooled again in every step: one
 read of K per chunk, next to nothing beside attention, and no summary can be stale when a page is written by decoding
 in a captured graph, reused or retracted.

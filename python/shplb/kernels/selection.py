@@ -1,56 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page selection in torch: estimated attention mass of every page, then an exact top-k with forced pages.
+"""Page choice in torch, by its definitions: which pages every head keeps for a query block.
 
-Positions are absolute token positions in the request, so a query block sees the same scores whatever the batch.
+* ``top_k``: the planned number of pages with the highest scores (``kernels.scores``);
+* ``top_p``: as few pages as hold ``rule.coverage`` of the scores, counted head by head and block by block (XAttention,
+  arXiv 2503.16428; FlexPrefill, arXiv 2502.20766). The planned number is not used;
+* ``a_shape``: the sink pages and the latest ones, as many as planned (StreamingLLM, arXiv 2309.17453; A-shape heads of
+  MInference, arXiv 2407.02490). Nothing is scored;
+* ``vertical_slash``: the planned number of pages on the columns and diagonals that the last queries of the new tokens
+  attend to (vertical-slash heads of MInference). There each head has a number of columns and one of diagonals from an
+  offline search, here both compete for the planned pages.
+
+Sink, diagonal and local pages are kept whatever the choice, and blocks that see few tokens keep everything.
 """
 
 import torch
 
+from shplb.kernels.lines import Lines
+from shplb.kernels.scores import key_vectors, page_scores
 from shplb.sparsity import PAGE_SIZE, SparsityRule, num_pages
-
-
-def pool_tokens(x: torch.Tensor, first: int, stride: int) -> torch.Tensor:
-    """Mean over runs of ``stride`` tokens cut at absolute multiples of ``stride``; runs at the ends may be shorter.
-
-    x: [num_tokens, num_heads, head_dim], token 0 at absolute position ``first``.
-    Returns float32 [num_heads, num_runs, head_dim].
-    """
-    before, end = first % stride, first + x.shape[0]
-    after = -end % stride
-    # Sums of padded runs, since adding by index is in no fixed order on a GPU.
-    padded = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, before, after))
-    sums = padded.view(-1, stride, *x.shape[1:]).sum(dim=1)
-    sizes = torch.full((len(sums),), float(stride), device=x.device)
-    sizes[0] -= before
-    sizes[-1] -= after
-    return (sums / sizes[:, None, None]).transpose(0, 1)
-
-
-def page_scores(
-    q: torch.Tensor, pooled_keys: torch.Tensor, first_row: int, sm_scale: float, rule: SparsityRule
-) -> torch.Tensor:
-    """Estimated share of attention mass per page for one query block piece ("mean_pool").
-
-    Queries and keys are averaged over runs of ``rule.score_stride`` tokens; the softmax over all visible pooled keys,
-    averaged over pooled queries, estimates the mass of each page (block estimation as in MInference and XAttention).
-
-    q: [num_rows, num_qo_heads, head_dim], row 0 at absolute position ``first_row``.
-    pooled_keys: float32 [num_kv_heads, num_runs, head_dim] from :func:`pool_tokens` with first = 0.
-    Returns float32 [num_qo_heads, num_visible_pages].
-    """
-    stride, end_row = rule.score_stride, first_row + q.shape[0]
-    visible = num_pages(end_row)
-    runs_per_page = PAGE_SIZE // stride
-    keys = pooled_keys[:, : -(-end_row // stride)]
-    pooled_q = pool_tokens(q, first_row, stride)
-    heads, num_kv_heads = pooled_q.shape[0], keys.shape[0]
-    grouped = pooled_q.reshape(num_kv_heads, -1, pooled_q.shape[-1])  # [num_kv_heads, group * num_q_runs, head_dim]
-    logits = torch.bmm(grouped, keys.transpose(1, 2)).view(heads, -1, keys.shape[1]) * sm_scale
-    q_run = torch.arange(pooled_q.shape[1], device=q.device) + first_row // stride
-    future = torch.arange(keys.shape[1], device=q.device)[None, :] > q_run[:, None]
-    mass = torch.softmax(logits.masked_fill(future, float("-inf")), dim=-1).mean(dim=1)
-    padded = torch.nn.functional.pad(mass, (0, visible * runs_per_page - mass.shape[1]))
-    return padded.view(heads, visible, runs_per_page).sum(dim=-1)
 
 
 def rank_pages(scores: torch.Tensor, first_row: int, end_row: int, rule: SparsityRule) -> torch.Tensor:
@@ -68,3 +35,61 @@ def rank_pages(scores: torch.Tensor, first_row: int, end_row: int, rule: Sparsit
 def select_pages(order: torch.Tensor, keep: list[int]) -> list[torch.Tensor]:
     """The first ``keep[h]`` pages of each head's order, ascending: one int64 list per head."""
     return [torch.sort(order[head, :count]).values for head, count in enumerate(keep)]
+
+
+def covering_counts(
+    scores: torch.Tensor, order: torch.Tensor, first_row: int, end_row: int, rule: SparsityRule
+) -> list[int]:
+    """Per head, how many pages of ``order`` hold ``rule.coverage`` of the scores; never fewer than are forced."""
+    visible = num_pages(end_row)
+    if visible * PAGE_SIZE <= rule.dense_below_tokens:
+        return [visible] * len(scores)
+    least = max(rule.num_forced(first_row, end_row), min(rule.floor_pages, visible))
+    held = torch.cumsum(torch.gather(scores, 1, order).double(), dim=1)
+    missing = (held < rule.coverage * held[:, -1:]).sum(dim=1)
+    return [min(max(int(count) + 1, least), visible) for count in missing]
+
+
+def latest_pages(first_row: int, end_row: int, keep: list[int], rule: SparsityRule) -> list[torch.Tensor]:
+    """Per head the sink pages and the last ones up to the block's own, ``keep[h]`` together, ascending."""
+    sink_end, _ = rule.forced_pages(first_row, end_row)
+    visible = num_pages(end_row)
+    page = torch.arange(visible)
+    return [page[(page < min(sink_end, count)) | (page >= visible - count + sink_end)] for count in keep]
+
+
+class RequestPages:
+    """Chooses the pages of one request's query blocks in one layer."""
+
+    def __init__(self, rule: SparsityRule, q: torch.Tensor, k: torch.Tensor, prefix: int, sm_scale: float) -> None:
+        """q: [num_new_tokens, num_qo_heads, head_dim], the first at position ``prefix``; k: [prefix + num_new_tokens,
+        num_kv_heads, head_dim]."""
+        self._rule, self._q, self._prefix, self._sm_scale = rule, q, prefix, sm_scale
+        self._lines = Lines(q, k, sm_scale) if rule.choice == "vertical_slash" else None
+        scored = rule.choice in ("top_k", "top_p")
+        self._keys = key_vectors(k, rule) if scored else None
+
+    def choose(self, first_row: int, end_row: int, keep: list[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """(pages of each head, ascending int64, scores float32 [num_qo_heads, num_visible_pages]).
+
+        keep: pages planned for each head: at least those that are forced, or 0 where the block is another rank's.
+        """
+        rule = self._rule
+        if rule.choice == "a_shape":
+            empty = torch.zeros((len(keep), num_pages(end_row)), device=self._q.device)
+            pages = latest_pages(first_row, end_row, keep, rule)
+            return [kept.to(self._q.device) for kept in pages], empty
+        scores = self._scores(first_row, end_row)
+        order = rank_pages(scores, first_row, end_row, rule)
+        if rule.choice == "top_p" and len(self._q) > 1:  # one new token is as good as a decode step: all pages
+            counts = covering_counts(scores, order, first_row, end_row, rule)
+            keep = [count if planned else 0 for count, planned in zip(counts, keep, strict=True)]
+        return select_pages(order, keep), scores
+
+    def _scores(self, first_row: int, end_row: int) -> torch.Tensor:
+        if self._lines is not None:
+            first, end = torch.tensor([[first_row], [end_row]], device=self._q.device)
+            return self._lines.page_scores(first, end, self._rule.query_block)[:, 0, : num_pages(end_row)]
+        assert self._keys is not None
+        rows = self._q[first_row - self._prefix : end_row - self._prefix]
+        return page_scores(rows, self._keys, first_row, self._sm_scale, self._rule)

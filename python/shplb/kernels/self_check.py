@@ -19,6 +19,7 @@ from shplb.kernels.top_pages import LEAST_WIDTH, top_pages
 from shplb.kernels.trial import Shape, Step, TrialStep
 from shplb.plan import ServingPlan
 from shplb.planner import plan_work, work_plan_bytes
+from shplb.policies import DEFAULT, POLICIES
 from shplb.sparsity import PAGE_SIZE, SparsityRule, num_pages
 
 _TOKENS = 3001  # of the step that is compared; ends within a page and a query block
@@ -79,7 +80,8 @@ def _items(buffer: np.ndarray, plan_info: list[int], num_ctas: int) -> Counter[t
 
 def check_sparse_step(kernel: PagedKernel, rule: SparsityRule, num_qo_heads: int, num_kv_heads: int) -> None:
     """Run one sparse step of this shape over scattered pages and compare a few blocks with plain torch."""
-    everywhere = msgspec.structs.replace(rule, dense_below_tokens=0)
+    # The kernel is what is proven here; experimental policies choose pages by other code, over the same lists.
+    everywhere = msgspec.structs.replace(POLICIES[DEFAULT].rule(rule), dense_below_tokens=0)
     shape = Shape(num_qo_heads, num_kv_heads, kernel.head_dim)
     trial = TrialStep(kernel, everywhere, shape, Step(0, _TOKENS), np.linspace(0.1, 0.6, num_qo_heads), seed=1)
     trial.run()

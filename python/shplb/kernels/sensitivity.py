@@ -6,7 +6,7 @@ import torch
 
 from shplb.kernels.block_measurement import BlockMeasurement
 from shplb.kernels.curves import output_gram
-from shplb.kernels.selection import pool_tokens
+from shplb.kernels.scores import key_vectors
 from shplb.profile import DENSITIES
 from shplb.sparsity import SparsityRule
 
@@ -44,7 +44,7 @@ class SensitivityRecorder:
         """
         gram = self.grams[layer].to(q.device)
         keys, values = k.float().transpose(0, 1), v.float().transpose(0, 1)
-        pooled = pool_tokens(k, 0, self.rule.score_stride)
+        pooled = key_vectors(k, self.rule)
         size = self.rule.query_block
         for first in range(0, q.shape[0], size):
             end = min(first + size, q.shape[0])

@@ -21,7 +21,8 @@ STEPS = (
 )  # fmt: skip
 DENSITIES = (0.1, 0.4)
 _L2_BYTES = 256 << 20  # more than any cache holds
-_BUSY_CYCLES = 2_000_000  # about 1 ms
+_COMPANY = 6  # matrix products, about 2.5 ms
+_COMPANY_ROWS, _COMPANY_WIDTH = 8192, 4096
 _KV_TILE = {64: 96, 128: 96, 256: 32}  # tokens, as the core has it
 
 
@@ -47,20 +48,29 @@ def time_steps(kernel: PagedKernel, shape: Shape, base: str, max_tokens: int) ->
 
 
 def gpu_ns(call: Callable[[], object], rounds: int = 15, *, launched_ahead: bool = True) -> int:
-    """Median time between first and last kernel, ns, from a cold L2 cache.
+    """Median time between first and last kernel, ns, from a cold L2 cache, after matrix products.
 
-    launched_ahead: the GPU is kept busy until the CPU has launched everything, as it is in a server: there the CPU runs
-    ahead through the model's other work. Without that, short steps show how fast Python launches kernels.
+    In a server attention runs between the products of a model's other layers: they draw so much power that clocks fall,
+    which costs attention up to a fifth, and while they run the CPU launches ahead.
+
+    launched_ahead: the products keep the GPU busy until the CPU has launched everything. Without that, short steps show
+    how fast Python launches kernels.
     """
     flush = torch.empty(_L2_BYTES, dtype=torch.uint8, device="cuda")
+    left, right = (
+        torch.randn((rows, _COMPANY_WIDTH), device="cuda", dtype=torch.bfloat16)
+        for rows in (_COMPANY_ROWS, _COMPANY_WIDTH)
+    )
     call()
     spans = []
     for _ in range(rounds):
         span = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
+        for _ in range(_COMPANY):
+            left @ right
         flush.zero_()
-        if launched_ahead:
-            torch.cuda._sleep(_BUSY_CYCLES)
+        if not launched_ahead:
+            torch.cuda.synchronize()
         span[0].record()
         call()
         span[1].record()

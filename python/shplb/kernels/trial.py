@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from shplb.kernels.choice import PagedKernel
-from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
+from shplb.kernels.paged_prefill import PagedPrefill
+from shplb.kernels.paged_step import PagedStep, words_at
 from shplb.planner import CostModel, StepPlanner
 from shplb.sparsity import PAGE_SIZE, BudgetTable, SparsityRule, num_pages
 
@@ -122,5 +123,5 @@ class TrialStep:
     def table(self, index: int) -> np.ndarray:
         """int32 ``[num_items]``, one of the work plan's tables: 0 qo_tile_indices, 1 qo_indptr, 2 kv_indptr, 3 qo_len,
         4 kv_len, 5 head_indices."""
-        offset = self.planned.plan_info[0][index]
-        return self.planned.words(offset, self.planned.plan.num_items).cpu().numpy()
+        workspace, plan_info = self.planned.work(0)
+        return words_at(workspace, plan_info[index], self.planned.plan.num_items).cpu().numpy()

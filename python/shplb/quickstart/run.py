@@ -39,9 +39,11 @@ class Steps:
         self.console.print(f"[bold]\\[{self.count}/{self.total}][/bold] {escape(text)} [dim](at {passed:.0f} s)[/dim]")
 
 
-def run(folder: Path) -> None:
-    """Do everything; files go to ``folder`` and are used again by the next run. Ctrl-C stops all children."""
-    console = Console()
+def run(folder: Path, console: Console) -> dict[str, Any]:
+    """Do everything; files go to ``folder`` and are used again by the next run. Ctrl-C stops all children.
+
+    Returns the question, the answer, and the server's counters.
+    """
     steps = Steps(console, 6)
     device = detect_device()
     tp_size = 2 if device == "cpu" else min(count_gpus(), 2)
@@ -61,13 +63,14 @@ def run(folder: Path) -> None:
         with console.status("waiting for the server") as status:
             server.wait_ready(on_wait=lambda s: status.update(f"waiting for the server, {s:.0f} s (log: {server.log})"))
         steps.begin(f"asking for a fact in the middle of a {PROMPT_TOKENS}-token prompt")
-        _ask(server, model, console)
+        outcome = _ask(server, model, console)
         state = server.shplb_state()
     steps.begin("what S-HPLB did")
     _report(state, plan, console)
     console.print(
         f"files: {folder}/ (model, profile, plan, server.log); `shplb show {plan_path}` prints the plan", markup=False
     )
+    return {**outcome, "plan": str(plan_path), "profile": str(profile), "model": str(model), "shplb": state}
 
 
 def _prepare_model(folder: Path, steps: Steps, device: str, tp_size: int) -> Path:
@@ -106,7 +109,7 @@ def _shplb(*arguments: str) -> None:
             raise QuickstartError(f"`shplb {' '.join(arguments)}` failed; see its message above.")
 
 
-def _ask(server: Server, model: Path, console: Console) -> None:
+def _ask(server: Server, model: Path, console: Console) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from shplb.texts import retrieval_prompts
@@ -128,7 +131,9 @@ def _ask(server: Server, model: Path, console: Console) -> None:
     console.print(f"  question: ...{prompt.text[-160:].strip()}", markup=False, highlight=False)
     verdict = "right" if prompt.answer in text else f"the text says {prompt.answer}"
     console.print(f"  answer:   {text}", markup=False, highlight=False)
-    console.print(f"  {verdict}; {usage} prompt tokens, {time.monotonic() - start:.1f} s", highlight=False)
+    seconds = time.monotonic() - start
+    console.print(f"  {verdict}; {usage} prompt tokens, {seconds:.1f} s", highlight=False)
+    return {"answer": text, "right": prompt.answer in text, "prompt_tokens": usage, "seconds": round(seconds, 3)}
 
 
 def _report(state: dict[str, Any], plan: ServingPlan, console: Console) -> None:

@@ -40,9 +40,14 @@ def cached_plan_path(identity: Fingerprint, tp_size: int, density: float) -> Pat
     return cache_dir() / "plans" / f"{key}-tp{tp_size}-d{density!r}.plan.safetensors"
 
 
+def rates_dir() -> Path:
+    """Where `shplb calibrate` keeps rates, one file per kind of GPU and attention."""
+    return cache_dir() / "rates"
+
+
 def cached_rates_path(gpu: str, dtype: str, head_dim: int, group_size: int, base: str) -> Path:
     """Where `shplb calibrate` keeps the rates of this kind of GPU and attention."""
-    return cache_dir() / "rates" / rates_name(gpu, dtype, head_dim, group_size, base)
+    return rates_dir() / rates_name(gpu, dtype, head_dim, group_size, base)
 
 
 def local_model_dir(model_path: str, revision: str | None = None) -> Path | None:

@@ -16,6 +16,7 @@ from shplb.kernels.choice import PagedKernel
 from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError
 from shplb.kernels.self_check import checked_kernel
 from shplb.plan import ServingPlan
+from shplb.policies import DEFAULT
 from shplb.sglang.active_plan import load_plan
 from shplb.sglang.batches import Route, is_prefill
 from shplb.sglang.environment import SPARSE_AT_ANY_PRICE, Environment
@@ -25,6 +26,7 @@ from shplb.sglang.paged_engine import PagedEngine
 from shplb.sglang.plugin import require_active
 from shplb.sglang.ranks import check_same_plan, gather
 from shplb.sglang.refusal import StartRefusedError
+from shplb.sglang.shadow_check import ShadowCheck
 from shplb.sglang.step_monitor import StepMonitor
 from shplb.sglang.tokens import write_kv
 from shplb.sglang.torch_engine import TorchEngine
@@ -65,7 +67,8 @@ class SparsePrefillMixin:
 
     def start_shplb(self, runner: Any) -> None:
         args = runner.server_args
-        self.shplb_plan = load_plan(args.shplb_plan)
+        environment = Environment.read()
+        self.shplb_plan = environment.apply(load_plan(args.shplb_plan))
         check_same_plan(self.shplb_plan.hash, runner)
         self.shplb_engine = make_engine(self.shplb_plan, runner)
         self.shplb_route: Route | None = None
@@ -78,8 +81,14 @@ class SparsePrefillMixin:
             plan_hash=self.shplb_plan.hash,
             page_size=runner.page_size if hasattr(runner, "page_size") else args.page_size,
             engine=type(self.shplb_engine).__name__,
-            path=Environment.read().path,
+            path=environment.path,
+            policy=environment.policy or DEFAULT,
         )
+        if environment.policy not in ("", DEFAULT):
+            logger.warning(
+                "S-HPLB: policy %s is experimental, there to be compared with; budgets are the plan's (%s)",
+                environment.policy, self.shplb_plan.objective,
+            )  # fmt: skip
         logger.info(
             "S-HPLB: prefill at density %.3g (%s budgets), plan %s",
             self.shplb_plan.density, self.shplb_plan.objective, self.shplb_plan.hash[:12],
@@ -132,12 +141,14 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     device = req_to_token.device
     kernel = find_kernel(plan, runner, device, environment) if device.type == "cuda" else None
     forced = environment.path == "sparse"
+    ask = functools.partial(gather, runner)
+    shadow = ShadowCheck(plan, runner.tp_rank, environment.shadow_every, ask)
     if kernel is None:
-        return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir, forced)
+        return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir, forced, shadow)
     chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
-    monitor = StepMonitor(plan.model.num_layers, functools.partial(gather, runner), environment.sample_every)
+    monitor = StepMonitor(plan.model.num_layers, ask, environment.sample_every)
     cost = SPARSE_AT_ANY_PRICE if forced else served_cost(plan, runner, kernel)
-    return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, kernel, trace_dir, chunk, cost, monitor)
+    return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, kernel, trace_dir, chunk, cost, monitor, shadow)
 
 
 def find_kernel(plan: ServingPlan, runner: Any, device: torch.device, environment: Environment) -> PagedKernel | None:

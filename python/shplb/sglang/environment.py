@@ -7,13 +7,19 @@ Environment variables, since ranks inherit them and the patch of SGLang needs no
 import os
 from typing import Literal, NamedTuple, get_args
 
+import msgspec
+
+from shplb.plan import ServingPlan
 from shplb.planner import CostModel
+from shplb.policies import BUDGETS, DEFAULT, parse_policy
 from shplb.sglang.refusal import StartRefusedError
 
 PATH = "SHPLB_PATH"
 KERNEL = "SHPLB_KERNEL"
 SAMPLE_EVERY = "SHPLB_SAMPLE_EVERY"
 CALIBRATION_S = "SHPLB_CALIBRATION_S"
+POLICY = "SHPLB_POLICY"
+SHADOW_EVERY = "SHPLB_SHADOW_EVERY"
 
 PathName = Literal["auto", "sparse"]
 KernelName = Literal["auto", "sm90", "public"]
@@ -34,12 +40,16 @@ class Environment(NamedTuple):
         kernel: of FlashInfer, ``auto`` by GPU.
         sample_every: sparse steps from one whose attention is timed to the next, 0 for never.
         calibration_s: seconds that making a plan at start may take.
+        policy: what pages are scored by and how they are chosen, see ``shplb.policies``; "" for what the plan says.
+        shadow_every: sparse steps from one that is checked against dense attention to the next, 0 for never.
     """
 
     path: PathName = "auto"
     kernel: KernelName = "auto"
     sample_every: int = 0
     calibration_s: int = 1800
+    policy: str = ""
+    shadow_every: int = 0
 
     @classmethod
     def read(cls) -> "Environment":
@@ -49,7 +59,38 @@ class Environment(NamedTuple):
             _choice(KERNEL, get_args(KernelName)),
             _number(SAMPLE_EVERY, cls._field_defaults["sample_every"], "steps, or 0 for no sampling"),
             _number(CALIBRATION_S, cls._field_defaults["calibration_s"], "seconds"),
+            _policy(),
+            _number(SHADOW_EVERY, cls._field_defaults["shadow_every"], "steps, or 0 for no checks"),
         )
+
+    def apply(self, plan: ServingPlan) -> ServingPlan:
+        """``plan`` with the score and choice of the policy, if one is set.
+
+        StartRefusedError where the policy means other budgets than the plan has, and nothing else.
+        """
+        if self.policy in ("", DEFAULT):
+            return plan
+        policy = parse_policy(self.policy)
+        if policy.is_of_budgets_only and not BUDGETS[policy.budgets].are_of(plan):
+            raise StartRefusedError(
+                f"policy {self.policy} differs from the default in its budgets, which are the plan's "
+                f"({plan.objective}, per {plan.scope}); make a plan with those of docs/policies.md."
+            )
+        if plan.replicas and not policy.is_of_budgets_only:
+            raise StartRefusedError(
+                f"policy {self.policy} is not supported with replicas, which this plan has; plan without --replicas."
+            )
+        return msgspec.structs.replace(plan, rule=policy.rule(plan.rule))
+
+
+def _policy() -> str:
+    text = os.environ.get(POLICY, "")
+    try:
+        if text:
+            parse_policy(text)
+    except ValueError as error:
+        raise StartRefusedError(f"{POLICY} is {text}: {error}.") from None
+    return text
 
 
 def _number(variable: str, default: int, unit: str) -> int:

@@ -4,10 +4,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from shplb.model import ModelShape
 from shplb.sglang.refusal import StartRefusedError
-from shplb.sparsity import PAGE_SIZE
+from shplb.sparsity import PAGE_SIZE, num_pages, query_block_size
 
 Test = Callable[[Any], object]
+
+_MOST_SCORE_BYTES = 2 << 30
 
 _LORA = "LoRA"  # its A and B matrices are not placed with the heads
 
@@ -111,6 +114,25 @@ def check_page_size(args: Any) -> None:
         raise StartRefusedError(
             f"--chunked-prefill-size is {args.chunked_prefill_size}, expected a multiple of {PAGE_SIZE} tokens."
         )
+
+
+def check_selection_memory(args: Any, shape: ModelShape) -> None:
+    """Refuse chunks whose page scores would take GPU memory that nobody set aside: float32, one per (query head of a
+    rank, query block of the chunk, page of the context)."""
+    if args.device == "cpu":
+        return
+    context = int(args.context_length or args.get_model_config().context_len)
+    chunk = args.chunked_prefill_size if args.chunked_prefill_size and args.chunked_prefill_size > 0 else context
+    block = query_block_size(shape.head_dim)
+    bytes_per_block = 4 * shape.num_qo_heads // args.tp_size * num_pages(context)
+    if -(-chunk // block) * bytes_per_block <= _MOST_SCORE_BYTES:
+        return
+    most = _MOST_SCORE_BYTES // bytes_per_block * block // PAGE_SIZE * PAGE_SIZE
+    raise StartRefusedError(
+        f"prefill of {chunk} tokens at once on a context of {context} would need "
+        f"{-(-chunk // block) * bytes_per_block / 2**30:.1f} GiB of GPU memory to select pages; "
+        f"use --chunked-prefill-size {most} or less."
+    )
 
 
 def check_permutable(args: Any, config: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shplb.sglang.shadow_means import ShadowMeans
+
 if TYPE_CHECKING:
     from shplb.sglang.prometheus import StepExporter
 
@@ -81,6 +83,7 @@ class StepCounters:
         self.placed = LayerLoads(1)
         self.contiguous = LayerLoads(1)
         self.sampled = SampledTimes(1)
+        self.shadow = ShadowMeans()
         self.exporter: StepExporter | None = None
 
     def start(
@@ -135,10 +138,21 @@ class StepCounters:
         if self.exporter is not None:
             self.exporter.update_sampled(self.sampled)
 
+    def add_shadow(self, sums: np.ndarray) -> None:
+        """One shadow check, as ``ShadowMeans.add`` takes it."""
+        self.shadow.add(sums)
+        if self.exporter is not None:
+            self.exporter.update_shadow(self.shadow)
+
+    def add_unplanned(self, computed: int) -> None:
+        """Work above (or below) what :meth:`add_step` was told, of lists that were not as long as planned."""
+        self.computed += computed
+
     def report(self) -> dict[str, Any]:
         return {
             **self.facts,
             **self.sampled.report(),
+            **self.shadow.report(),
             "sparse_steps": self.sparse_steps,
             "dense_steps": self.dense_steps,
             "computed_row_pages": self.computed,

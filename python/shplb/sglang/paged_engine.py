@@ -10,16 +10,20 @@ import numpy as np
 import torch
 
 from shplb.kernels.choice import PagedKernel
-from shplb.kernels.paged_prefill import PagedPrefill, PagedStep
+from shplb.kernels.paged_prefill import PagedPrefill
+from shplb.kernels.paged_step import PagedStep
+from shplb.kernels.shadow import kept_pages, pages_of_tokens
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
 from shplb.planner import CostModel, StepPlanner
 from shplb.sglang.batches import DensePart, Route, sub_batch
-from shplb.sglang.metadata import cut_query_blocks
+from shplb.sglang.dealt_counts import DealtCounts
+from shplb.sglang.metadata import QueryBlock, cut_query_blocks
 from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.shadow_check import ShadowCheck
 from shplb.sglang.step_monitor import StepMonitor
 from shplb.sglang.trace import StepTrace
-from shplb.sparsity import num_pages, visible_pages
+from shplb.sparsity import PAGE_SIZE, num_pages, visible_pages
 
 
 def planning_threads(tp_size: int) -> int:
@@ -33,10 +37,12 @@ class PagedEngine:
     def __init__(
         self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor,
         attention: PagedKernel, trace_dir: Path | None, usual_new_tokens: int, cost: CostModel,
-        monitor: StepMonitor,
+        monitor: StepMonitor, shadow: ShadowCheck | None = None,
     ) -> None:  # fmt: skip
         self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
         self._monitor = monitor
+        self._shadow = shadow or ShadowCheck(plan, rank, 0, lambda value: [value])
+        self._dealt = DealtCounts(plan.rule.query_block)
         model, device = plan.model, attention.device
         keep_pages = plan.budget_table(max_tokens).pages
 
@@ -53,6 +59,7 @@ class PagedEngine:
         self._step: PagedStep | None = None
         self._trace: StepTrace | None = None
         self._lens: tuple[list[int], list[int]] = ([], [])
+        self._counted = True
         self.prefill = PagedPrefill(
             placed, attention, plan.rule,
             num_list_heads=plan.num_slots * model.group_size, group_size=model.group_size, device=device,
@@ -68,14 +75,17 @@ class PagedEngine:
         step = None
         if min(new) > 0:  # SGLang can leave a chunk without a token in a mixed batch
             step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
-        self._count(step, prefix, new)
         self._monitor.begin_step(
             prefix, new, None if step is None else step.plan, timed=step is not None and step.dense_rows is None
         )
+        self._shadow.begin_step(step is not None)
+        self._dealt.collect()
         STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)
+        self._lens, self._counted = (prefix, new), False
         if step is None:
+            self._count(None)
             return None
-        self._step, self._lens = step, (prefix, new)
+        self._step = step
         if self.trace_dir is not None:
             self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
         if step.dense_rows is None:
@@ -95,17 +105,42 @@ class PagedEngine:
             def observe(pages: torch.Tensor, scores: torch.Tensor) -> None:
                 self._add_to_trace(layer, pages, scores)
 
-        if not self._monitor.sampling:
+        if self._monitor.sampling:
+            self._monitor.mark()
+            pages = self.prefill.select(self._step, layer, q, k_pool, sm_scale, observe)
+            self._monitor.mark()
+            self.prefill.attend(self._step, layer, pages, q, k_pool, v_pool, sm_scale, out)
+            self._monitor.mark()
+        else:
             self.prefill.run(self._step, layer, q, k_pool, v_pool, sm_scale, out, observe)
-            return
-        self._monitor.mark()
-        pages = self.prefill.select(self._step, layer, q, k_pool, sm_scale, observe)
-        self._monitor.mark()
-        self.prefill.attend(self._step, layer, pages, q, k_pool, v_pool, sm_scale, out)
-        self._monitor.mark()
+        if not self._counted:  # once the GPU has work to do meanwhile
+            self._count(self._step)
+        if self._step.dealt is not None:
+            self._dealt.add(self._step, layer)
+        if self._shadow.active:
+            self._check(self._step, q, k_pool, v_pool, layer, sm_scale, out)
 
-    def _count(self, step: PagedStep | None, prefix: list[int], new: list[int]) -> None:
+    def _check(
+        self, step: PagedStep, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, layer: int,
+        sm_scale: float, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """The shadow check of one layer."""
+        blocks = step.query_blocks()
+        chosen = self._shadow.choose(layer, [QueryBlock(*block) for block in blocks])
+        if chosen is not None:
+            request, offset, first_row, end_row = blocks[chosen.block]
+            rows, slots = slice(offset, offset + end_row - first_row), step.slots(request, end_row)
+            kept = kept_pages(
+                step.page_indices, step.list_indptr(layer), chosen.block, len(blocks), pages_of_tokens(slots),
+                -(-k_pool.shape[0] // PAGE_SIZE),
+            )  # fmt: skip
+            self._shadow.add(layer, q[rows], k_pool[slots], v_pool[slots], out[rows], first_row, chosen, kept, sm_scale)
+        self._shadow.end_layer(layer)
+
+    def _count(self, step: PagedStep | None) -> None:
         """Count in (query row, key page) pairs of this rank, where a block counts as whole."""
+        self._counted = True
+        prefix, new = self._lens
         model, rows = self.plan.model, self.plan.rule.query_block
         per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
         visible = [visible_pages(p, n, rows) for p, n in zip(prefix, new, strict=True)]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one hook that goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``."""
+"""What goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``, and ``--shplb-policy``."""
 
+import argparse
 import os
 from importlib.metadata import entry_points
 from typing import Any
@@ -10,6 +11,7 @@ from shplb.sglang.refusal import StartRefusedError
 _GROUP, _NAME = "sglang.srt.plugins", "shplb"
 
 HOOK_TARGET = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
+FLAG_TARGET = "sglang.srt.server_args.ServerArgs.add_cli_args"
 
 
 def register() -> None:
@@ -17,6 +19,41 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(HOOK_TARGET, add_section, HookType.AFTER)
+    HookRegistry.register(FLAG_TARGET, add_flag, HookType.AFTER)
+
+
+class PolicyFlag(argparse.Action):
+    """Puts the policy where all ranks read it: an experiment needs no field of ``ServerArgs``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        from shplb.policies import parse_policy
+        from shplb.sglang.environment import POLICY
+
+        try:
+            parse_policy(values)
+        except ValueError as error:
+            parser.error(f"{option_string}: {error}.")
+        os.environ[POLICY] = values
+
+
+def add_flag(result: Any, parser: argparse.ArgumentParser) -> None:
+    """AFTER hook: ``--shplb-policy``; None leaves the result as it is."""
+    from shplb.policies import DEFAULT, POLICIES
+
+    parser.add_argument(
+        "--shplb-policy",
+        action=PolicyFlag,
+        default=argparse.SUPPRESS,
+        metavar="NAME[,score=...,choice=...,coverage=...]",
+        help=f"How S-HPLB scores and chooses pages: {DEFAULT}, or experimental, to be compared with: "
+        f"{', '.join(name for name in POLICIES if name != DEFAULT)}.",
+    )
 
 
 def add_section(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ Runs as ``python -m shplb.sglang.profile_worker FOLDER``, in a process of its ow
 whole process tree, and the caller should live to say so.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,17 @@ from shplb.recording import ProfileJob
 
 # Prefill chunks that whole query blocks fill exactly at both block sizes (128 and 192 rows).
 _CHUNK_TOKENS = 1536
+# SGLang wants room for an answer, also where a document fills the model's context.
+_ROOM_TOKENS = 8
+
+# SGLang ends an engine whose batch takes 300 s, which a measured chunk on a busy CPU does. Who waits sees the progress,
+# and a calibration at start has a limit of its own.
+_WATCHDOG_S = 24 * 3600.0
 
 
 def run(folder: Path) -> None:
     """Prefill the job's documents densely; every rank writes its CurveSums into ``folder``."""
+    os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"
     from sglang import Engine
 
     job = ProfileJob.load(folder)
@@ -27,6 +35,7 @@ def run(folder: Path) -> None:
         tp_size=job.tp_size,
         device=job.device,
         dtype=job.dtype,
+        context_length=longest + _ROOM_TOKENS,
         enable_shplb=True,
         shplb_profile=str(folder),
         disable_radix_cache=True,
@@ -34,6 +43,7 @@ def run(folder: Path) -> None:
         chunked_prefill_size=_CHUNK_TOKENS,
         skip_tokenizer_init=True,
         skip_server_warmup=True,
+        watchdog_timeout=_WATCHDOG_S,
         log_level="warning",
         **options,
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Profile recording inside SGLang: attention stays dense, and sampled query rows are measured on the side."""
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from shplb.kernels.block_measurement import BlockMeasurement
 from shplb.kernels.curves import output_gram
-from shplb.kernels.selection import pool_tokens
+from shplb.kernels.scores import key_vectors
 from shplb.recording import CurveSums, ProfileRequest, exact_name
 from shplb.row_sampling import sampled_rows
 from shplb.sglang.metadata import QueryBlock, cut_query_blocks
@@ -28,6 +29,7 @@ class ProfilingMixin:
         request = ProfileRequest.load(folder)
         self.shplb_recorder = CurveRecorder(request, folder, runner.tp_rank, output_grams(runner))
         self.shplb_blocks: list[QueryBlock] = []
+        watch_residual(runner.model.model.layers, self.shplb_recorder)
         logger.info("S-HPLB: recording head profiles into %s", folder)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
@@ -76,6 +78,7 @@ class CurveRecorder:
         self.document = ""
         self.sums: CurveSums | None = None
         self.exact: CurveSums | None = None
+        self.residual: tuple[torch.Tensor, int] | None = None  # of the layer under way: squared norms, rows
 
     def record(
         self,
@@ -93,6 +96,9 @@ class CurveRecorder:
                 continue
             mine = [block for block in blocks if block.request == index]
             self.measure(layer, rid, q, k_pool[slots[index]], v_pool[slots[index]], mine, sm_scale)
+            if self.residual is not None and self.sums is not None and len(rids) == 1:
+                squares, rows = self.residual
+                self.sums.residual[layer] += (squares.item(), rows)
             if layer == len(self.grams) - 1:
                 self._save()
 
@@ -114,7 +120,7 @@ class CurveRecorder:
             self.document, self.sums = document, CurveSums.zeros(*shape)
             self.exact = CurveSums.zeros(*shape) if document == self.request.exact_document else None
         keys, values = k.float().transpose(0, 1), v.float().transpose(0, 1)
-        pooled = pool_tokens(k, 0, self.request.rule.score_stride)
+        pooled = key_vectors(k, self.request.rule)
         for block in blocks:
             bucket = self.request.bucket(block.end_row)
             if bucket is not None:
@@ -146,6 +152,22 @@ class CurveRecorder:
             self.sums.save(self.folder, self.document, self.rank)
         if self.exact is not None:
             self.exact.save(self.folder, exact_name(self.document), self.rank)
+
+
+def watch_residual(layers: Any, recorder: CurveRecorder) -> None:
+    """Hand the recorder, at every decoder layer, the squared norm of the stream that the layer adds its output to.
+
+    SGLang keeps that stream in two parts, the output of the layer before and the rest.
+    """
+
+    def before(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+        stream, rest = given["hidden_states"].float(), given.get("residual")
+        stream = stream if rest is None else stream + rest.float()
+        recorder.residual = stream.square().sum(), len(stream)
+
+    for layer in layers:
+        layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def output_grams(runner: Any) -> torch.Tensor:

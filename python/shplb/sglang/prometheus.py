@@ -8,8 +8,17 @@ served by the main process. prometheus_client reads the variable when it is impo
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from shplb.sglang.metrics import SampledTimes, StepCounters
+    from shplb.sglang.shadow_means import ShadowMeans
+
+_SHADOW = {
+    "shplb_shadow_lost_mass": ("lost", "Attention mass on pages that were not kept, shadow checks; fading mean."),
+    "shplb_shadow_output_error": ("error", "Error of attention's output over its norm, shadow checks; fading mean."),
+    "shplb_shadow_mass_drift": ("drift", "Recovered attention mass less what the plan's profile recovered."),
+}
 
 
 class StepExporter:
@@ -58,6 +67,9 @@ class StepExporter:
             "shplb_predicted_over_measured", "Attention time by the cost model over that measured.", labels
         )
         self._seen = (0, 0, 0)
+        # Made when first needed: an operator without shadow checks has no series of zeros.
+        self._shadow: dict[str, list[Gauge]] = {}
+        self._labels = dict(labels)
 
     def update_sampled(self, sampled: "SampledTimes") -> None:
         report = sampled.report()
@@ -65,6 +77,21 @@ class StepExporter:
         self._selection_ms.set(report["selection_ms_per_step"][self.rank])
         self._measured_bubble.set(report["measured_bubble"])
         self._predicted_over_measured.set(report["predicted_over_measured"])
+
+    def update_shadow(self, shadow: "ShadowMeans") -> None:
+        """One series per layer; all ranks know the same sums."""
+        from prometheus_client import Gauge
+
+        for name, (attribute, text) in _SHADOW.items():
+            values = getattr(shadow, attribute)
+            if not np.all(np.isfinite(values)):
+                continue
+            if name not in self._shadow:
+                labels = [*self._labels, "layer"]
+                gauge = Gauge(name, text, labels, registry=None, multiprocess_mode="mostrecent")
+                self._shadow[name] = [gauge.labels(**self._labels, layer=index) for index in range(len(values))]
+            for child, value in zip(self._shadow[name], values.tolist(), strict=True):
+                child.set(value)
 
     def update(self, counters: "StepCounters") -> None:
         """At most five writes to mapped memory, since it is called in every step."""

@@ -22,8 +22,15 @@ from shplb.sglang.active_plan import (
     load_plan,
     local_model_dir,
 )
+from shplb.sglang.checkpoint import check_checkpoint
 from shplb.sglang.environment import CALIBRATION_S, Environment
-from shplb.sglang.features import check_features, check_kv_cache, check_page_size, check_permutable
+from shplb.sglang.features import (
+    check_features,
+    check_kv_cache,
+    check_page_size,
+    check_permutable,
+    check_selection_memory,
+)
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import PAGE_SIZE
@@ -31,6 +38,8 @@ from shplb.sparsity import PAGE_SIZE
 logger = logging.getLogger(__name__)
 
 _CALIBRATION_TOKENS = 8192
+# Load formats that read the safetensors files in the model's folder where there are some.
+_FROM_FILES = ("auto", "safetensors")
 # What may be wrapped, by device; the first is what we take on a CPU and advise elsewhere.
 _BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer", "fa3")}
 
@@ -84,6 +93,7 @@ def check_supported(args: Any) -> None:
     if args.shplb_profile is not None:
         _check_profiling(args, config)
         return
+    check_selection_memory(args, shape)
     _check_trace_folder(args.shplb_trace)
     if not _choose_plan(args, identity):
         return
@@ -93,6 +103,9 @@ def check_supported(args: Any) -> None:
     check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
     if plan.permutes:
         check_permutable(args, config)
+        folder = local_model_dir(args.model_path, args.revision)
+        if folder is not None and args.load_format in _FROM_FILES:
+            check_checkpoint(folder, plan)
     if plan.replicas:
         grow_heads(args, plan.served_heads)
 

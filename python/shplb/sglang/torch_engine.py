@@ -10,23 +10,27 @@ import torch
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
 from shplb.sglang.batches import Route
-from shplb.sglang.metadata import StepBudgets
+from shplb.sglang.metadata import QueryBlock, StepBudgets
 from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.shadow_check import ShadowCheck
 from shplb.sglang.tokens import token_slots
 from shplb.sglang.torch_prefill import LayerShare, TorchPrefill
 from shplb.sglang.trace import StepTrace
+from shplb.sparsity import num_pages
 
 
 class TorchEngine:
     """Sparse wherever budgets say so, whatever it costs: this path is for right answers, not for speed."""
 
     def __init__(self, plan: ServingPlan, rank: int, max_tokens: int, req_to_token: torch.Tensor,
-                 trace_dir: Path | None, forced: bool = False) -> None:  # fmt: skip
+                 trace_dir: Path | None, forced: bool = False, shadow: ShadowCheck | None = None) -> None:  # fmt: skip
         """forced: steps run here even where budgets keep every page."""
         self.plan, self.rank, self.req_to_token, self.trace_dir = plan, rank, req_to_token, trace_dir
         self.forced = forced
         self.table = plan.budget_table(max_tokens)
-        self.prefill = TorchPrefill(plan.rule, plan.local_qo_heads(rank).tolist())
+        self._heads = plan.local_qo_heads(rank)
+        self.prefill = TorchPrefill(plan.rule, self._heads.tolist())
+        self._shadow = shadow or ShadowCheck(plan, rank, 0, lambda value: [value])
         # With replicas: which copy computes what.
         self._planner = None
         if plan.replicas:
@@ -50,6 +54,7 @@ class TorchEngine:
             placed=self.plan.rank_loads(loads),
             contiguous=self.plan.rank_loads(loads, contiguous=True),
         )
+        self._shadow.begin_step(not dense)
         if dense:
             return None
         self._step, self._slots, self._trace = step, token_slots(self.req_to_token, batch), None
@@ -67,9 +72,50 @@ class TorchEngine:
     ) -> None:  # fmt: skip
         """Attention of all rows into ``out``, ``[num_rows, local_qo_heads, head_dim]``."""
         assert self._step is not None
+        heads, lists = self._heads[layer].tolist(), {}
+
+        def observe(block: QueryBlock, pages: list[torch.Tensor], scores: torch.Tensor) -> None:
+            lists[block] = pages
+            if self._trace is not None:
+                ours = [head for head, kept in enumerate(pages) if len(kept)]  # not another copy's
+                self._trace.add(layer, [heads[i] for i in ours], block, [pages[i] for i in ours], scores[ours])
+
         share = None
         if self._owned is not None:
             share = LayerShare(self._copied[layer].tolist(), self._owned[layer].tolist())
-        out.copy_(self.prefill.run(q, k_pool, v_pool, self._slots, self._step, layer, sm_scale, self._trace, share))
+        out.copy_(self.prefill.run(q, k_pool, v_pool, self._slots, self._step, layer, sm_scale, observe, share))
+        if self.plan.rule.choice == "top_p":
+            self._count(layer, lists)
+        if self._shadow.active:
+            self._check(q, k_pool, v_pool, layer, sm_scale, out, lists)
         if self._trace is not None and layer == self.plan.model.num_layers - 1:
             self._trace.write()
+
+    def _count(self, layer: int, lists: dict[QueryBlock, list[torch.Tensor]]) -> None:
+        """Correct the counters for lists that are not as long as planned; this rank's part of all."""
+        assert self._step is not None
+        real = [
+            local for local, head in enumerate(self._heads[layer]) if head not in self.plan.model.inert_qo_heads
+        ]  # fmt: skip
+        planned = self._step.keep[layer, self._heads[layer]][real].sum(axis=0)
+        kept = [sum(len(lists[block][local]) for local in real) for block in self._step.blocks]
+        STEP_COUNTERS.add_unplanned(int(((kept - planned) * self._step.rows).sum()) * self.plan.tp_size)
+
+    def _check(
+        self, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, layer: int, sm_scale: float,
+        out: torch.Tensor, lists: dict[QueryBlock, list[torch.Tensor]],
+    ) -> None:  # fmt: skip
+        assert self._step is not None
+        chosen = self._shadow.choose(layer, self._step.blocks)
+        if chosen is not None:
+            block = self._step.blocks[chosen.block]
+            rows = slice(block.offset, block.offset + block.end_row - block.first_row)
+            slots = self._slots[block.request][: block.end_row]
+            kept = torch.zeros((len(lists[block]), num_pages(block.end_row)), dtype=torch.bool)
+            for head, pages in enumerate(lists[block]):
+                kept[head, pages] = True
+            kept = kept.to(q.device)
+            self._shadow.add(
+                layer, q[rows], k_pool[slots], v_pool[slots], out[rows], block.first_row, chosen, kept, sm_scale
+            )
+        self._shadow.end_layer(layer)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse prefill of one layer over SGLang's token pool, with the torch kernels."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from shplb.kernels.reference import attend_pages
-from shplb.kernels.selection import page_scores, pool_tokens, rank_pages, select_pages
+from shplb.kernels.selection import RequestPages
 from shplb.sglang.metadata import QueryBlock, StepBudgets
-from shplb.sglang.trace import StepTrace
 from shplb.sparsity import SparsityRule
+
+Observer = Callable[[QueryBlock, list[torch.Tensor], torch.Tensor], None]
 
 
 class LayerShare(NamedTuple):
@@ -50,10 +52,11 @@ class TorchPrefill:
         step: StepBudgets,
         layer: int,
         sm_scale: float,
-        trace: StepTrace | None,
+        observe: Observer | None = None,
         share: LayerShare | None = None,
     ) -> torch.Tensor:
-        """Attention output of a prefill step; with ``share``, heads that have two copies count as it says.
+        """Attention output of a prefill step; ``observe`` gets every block's page lists and scores of all heads; with
+        ``share``, heads that have two copies count as it says, and lists of other ranks' blocks are empty.
 
         q: [num_tokens, local_qo_heads, head_dim]; k_pool, v_pool: [pool_tokens, local_kv_heads, head_dim];
         token_slots: per request, int pool slots of its tokens 0 .. seq_len-1. Returns q's shape and dtype.
@@ -62,19 +65,21 @@ class TorchPrefill:
         heads = self.local_qo_heads[layer]
         for request, slots in enumerate(token_slots):
             k, v = k_pool[slots], v_pool[slots]
-            pooled = pool_tokens(k, 0, self.rule.score_stride)
-            for index, block in enumerate(step.blocks):
-                if block.request != request:
-                    continue
+            mine = [(index, block) for index, block in enumerate(step.blocks) if block.request == request]
+            if not mine:
+                continue
+            first, last = mine[0][1], mine[-1][1]
+            new = q[first.offset : last.offset + last.end_row - last.first_row]
+            chooser = RequestPages(self.rule, new, k, first.first_row, sm_scale)
+            for index, block in mine:
                 rows = slice(block.offset, block.offset + block.end_row - block.first_row)
                 keep = step.keep[layer, heads, index].tolist()
-                scores = page_scores(q[rows], pooled, block.first_row, sm_scale, self.rule)
-                pages = select_pages(rank_pages(scores, block.first_row, block.end_row, self.rule), keep)
+                pages, scores = chooser.choose(block.first_row, block.end_row, keep)
                 weights = [1.0 if share is None else share.weight(head, index) for head in range(len(heads))]
+                pages = [kept if weight else kept[:0] for kept, weight in zip(pages, weights, strict=True)]
                 self._attend(q[rows], k, v, pages, block, sm_scale, out[rows], weights)
-                if trace is not None:
-                    ours = [head for head, weight in enumerate(weights) if weight]
-                    trace.add(layer, [heads[i] for i in ours], block, [pages[i] for i in ours], scores[ours])
+                if observe is not None:
+                    observe(block, pages, scores)
         return out
 
     @staticmethod

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several servers at a time: started together, asked together, timed one after the other."""
+
+import concurrent.futures
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from quality.sampling import Sample, take_sample, time_prompts
+from quality.variants import Variant, plan_path
+from quality.workload import Workload
+from shplb.sglang.environment import PATH
+from shplb.sglang.launch import Server, ServerFailedError
+from shplb.texts.encoding import Encoder
+
+#: Beside the longest prompt's, tokens that the KV pool of a server holds.
+_POOL_SLACK = 4096
+_CHUNK_TOKENS = {"cuda": 8192, "cpu": 1536}
+
+
+class ServerSettings(msgspec.Struct, frozen=True):
+    """What all servers of a run share. options: come last and so win. pool_tokens: of every KV pool."""
+
+    model_path: Path
+    device: str
+    work: Path
+    pool_tokens: int
+    options: list[str]
+    timeout_s: float
+
+    def server_of(self, variant: Variant) -> Server:
+        """A server that is not started yet; sparse ones take our path wherever more than one token is new."""
+        options = ["--skip-server-warmup", "--max-total-tokens", str(self.pool_tokens + _POOL_SLACK)]
+        options += ["--chunked-prefill-size", str(_CHUNK_TOKENS[self.device])]
+        if self.device == "cpu":
+            options += ["--dtype", "float32"]
+        env = {}
+        if variant.is_stock:
+            options += ["--attention-backend", "torch_native"] if self.device == "cpu" else []
+        else:
+            options += ["--enable-shplb", "--shplb-plan", str(plan_path(self.work, variant.name))]
+            options += ["--shplb-policy", variant.policy] if variant.policy else []
+            env = {PATH: "sparse"}
+        log = self.work / f"{variant.name}.log"
+        return Server(self.model_path, log, device=self.device, options=[*options, *self.options], env=env)
+
+
+@contextlib.contextmanager
+def running(variants: list[Variant], settings: ServerSettings) -> Iterator[dict[str, Server]]:
+    """Servers of all variants, started but not awaited; a server dies with the thread that started it."""
+    with contextlib.ExitStack() as stack:
+        yield {variant.name: stack.enter_context(settings.server_of(variant)) for variant in variants}
+
+
+def await_ready(servers: dict[str, Server], timeout_s: float) -> dict[str, str]:
+    """Return when all answer; the reason, in one sentence, of those that failed, by name."""
+    failed = {}
+    for name, server in servers.items():
+        try:
+            server.wait_ready(timeout_s)
+        except ServerFailedError as error:
+            failed[name] = str(error)
+    return failed
+
+
+def sample_all(
+    servers: dict[str, Server], variants: list[Variant], workload: Workload, encoder: Encoder, work: Path,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Sample], dict[str, str]]:  # fmt: skip
+    """(samples, reasons of failure), by name; replies go to files in ``work``."""
+    samples: dict[str, Sample] = {}
+    failed: dict[str, str] = {}
+    sparse = {variant.name: not variant.is_stock for variant in variants}
+    with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:
+        futures = {
+            name: pool.submit(take_sample, server, workload, encoder, sparse=sparse[name])
+            for name, server in servers.items()
+        }
+        for name, future in futures.items():
+            try:
+                sample = samples[name] = future.result()
+            except (ServerFailedError, OSError) as error:
+                failed[name] = f"{name} failed at {workload.tokens} tokens: {error}"
+                continue
+            (work / f"{name}.{workload.tokens}.replies.json").write_text(json.dumps(sample.replies, indent=1))
+            say(f"{name} at {workload.tokens} tokens: {sample.wall_s:.0f} s")
+            if sparse[name] and not sample.path["sparse_steps"]:
+                failed[name] = f"{name} computed no step sparse at {workload.tokens} tokens; see {servers[name].log}."
+                del samples[name]
+    start = time.monotonic()
+    for name, sample in samples.items():
+        sample.ttft_ms = time_prompts(servers[name], workload.timed)
+    say(f"timing took {time.monotonic() - start:.0f} s")
+    return samples, failed
