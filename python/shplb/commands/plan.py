@@ -13,6 +13,7 @@ from shplb.commands.messages import say
 from shplb.commands.rates import device_for
 
 if TYPE_CHECKING:
+    from shplb.balance_gain import BalanceGain
     from shplb.device import Device
     from shplb.plan import ServingPlan
     from shplb.planning import PlanMaker
@@ -87,8 +88,6 @@ def plan(
     from shplb.planning import PlanMaker
     from shplb.prediction import check_tokens, predict_prompt
     from shplb.profile import HeadProfile
-    from shplb.show import print_plan
-    from shplb.show_gain import print_gain
 
     asked = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
     if at_tokens is not None:
@@ -113,11 +112,22 @@ def plan(
         facts = {"plan": str(out), "asked": asked, **describe(made, maker, prediction, device)}
         typer.echo(json.dumps(facts | {"balance_gain": gain and dataclasses.asdict(gain)}, indent=1))
     else:
-        console = Console(stderr=True)
-        print_found(asked, found, console)
-        print_plan(made, console, prediction, device)
-        print_gain(gain, console)
+        print_tables(made, asked, prediction, device, gain)
     say(f"wrote {out}")
+
+
+def print_tables(
+    made: "ServingPlan", asked: dict[str, float], prediction: "PromptPrediction", device: "Device",
+    gain: "BalanceGain | None",
+) -> None:  # fmt: skip
+    """The plan for people."""
+    from shplb.show import print_plan
+    from shplb.show_gain import print_gain
+
+    console = Console(stderr=True)
+    print_found(asked, made.density, console)
+    print_plan(made, console, prediction, device)
+    print_gain(gain, console)
 
 
 def print_found(asked: dict[str, float], density: float, console: Console) -> None:
