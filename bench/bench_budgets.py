@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from provenance import provenance
 from quality.sampling import WINDOW
-from quality.variants import computed_density, plan_at
+from quality.variants import plan_at
 from quality.workload import TEXT_DOMAINS
 from transformers import AutoTokenizer
 
@@ -30,6 +30,7 @@ from shplb.hf.gguf import convert_smollm2
 from shplb.importance import Sensitivity, fisher_importance, measure_sensitivity, slope_importance
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile
+from shplb.quality.candidates import computed_density
 from shplb.sparsity import SparsityRule
 from shplb.texts import Document, calibration_documents, held_out_documents
 

@@ -63,12 +63,26 @@ def quality_table(result: dict[str, Any]) -> str:
         nll = _interval(row["nll_over_dense_percent"], " %")
         rule = "met" if row["verdict"]["meets"] else "not met"
         cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, ttft, rule)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_line(*cells))
     return "\n".join(lines)
 
 
 def _interval(found: dict[str, float] | None, unit: str) -> str:
     return f"{found['value']:+.2f}{unit} [{found['low']:+.2f}, {found['high']:+.2f}]" if found else "-"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _step(name: str) -> str:
+    """Of the attention bench: "chunk-8192-on-122880" in words."""
+    kind, length = name.split("-", 1)
+    return {"whole": f"{length} tokens", "chunk": f"chunk of {length.replace('-on-', ' after ')}"}[kind]
+
+
+def _prompt(new: int, cached: int) -> str:
+    return f"{new} after {cached} cached" if cached else f"{new}"
 
 
 def first_quality_table(result: dict[str, Any]) -> str:
@@ -102,7 +116,7 @@ def serving_table(result: dict[str, Any]) -> str:
         if variant != "shplb":
             continue
         theirs, ours = bench_ttft_ms(points[stock, tokens, new]), bench_ttft_ms(row)
-        what = f"{tokens}" if new is None else f"{new} after {row['cached_tokens']} cached"
+        what = _prompt(tokens if new is None else new, row.get("cached_tokens", 0))
         lines.append(f"| {what} | {theirs:.0f} ms | {ours:.0f} ms | {theirs / ours:.2f} | {row['density']:.3f} |")
     return "\n".join(lines)
 
@@ -115,15 +129,20 @@ def attention_table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in result["results"]:
-        step, length = row["step"].split("-", 1)
-        where = {"whole": f"{length} tokens", "chunk": f"chunk of {length.replace('-on-', ' after ')}"}[step]
         other = "KV group" in row["variant"] or row["variant"].startswith("policy ")
         if row["step"] not in _STEPS or "note" in row or other:
             continue
         attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
         select, both = (f"{row[key]:.2f} ms" if "select_ms" in row else "" for key in ("select_ms", "ms"))
-        cells = (f"{where}: {row['variant']}", f"{row['density']:.3g}", attention, select, both, f"{row['tflops']:.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (
+            f"{_step(row['step'])}: {row['variant']}",
+            f"{row['density']:.3g}",
+            attention,
+            select,
+            both,
+            f"{row['tflops']:.0f}",
+        )
+        lines.append(_line(*cells))
     return "\n".join(lines)
 
 
@@ -153,11 +172,9 @@ def policies_table(result: dict[str, Any]) -> str:
     for row in rows:
         if row["variant"] not in _POLICIES:
             continue
-        step, length = row["step"].split("-", 1)
-        where = f"{length} tokens" if step == "whole" else f"chunk of {length.replace('-on-', ' after ')}"
         times = f"{dense[row['step']] / row['ms']:.1f} times as long"
-        cells = (f"{where}: {_POLICIES[row['variant']]}", *(f"{row[key]:.2f} ms" for key in _PARTS), times)
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (f"{_step(row['step'])}: {_POLICIES[row['variant']]}", *(f"{row[key]:.2f} ms" for key in _PARTS), times)
+        lines.append(_line(*cells))
     return "\n".join(lines)
 
 
@@ -202,7 +219,7 @@ def simulation_table(result: dict[str, Any]) -> str:
     ]
     for row in result["from_stock"]["rows"]:
         new, cached = row["prompt_tokens"] - row["cached_tokens"], row["cached_tokens"]
-        what = f"{new} after {cached} cached" if cached else f"{new}"
+        what = _prompt(new, cached)
         lines.append(f"| {what} | {row['ttft_ms']:.0f} ms | {row['predicted_ms']:.0f} ms | {row['off']:+.0%} |")
     return "\n".join(lines)
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from quality.bootstrap import Interval, nll_difference, task_differences
 from quality.sampling import Sample, median_ttft_ms
-from quality.variants import DENSE, Variant, computed_density
+from quality.variants import DENSE, Variant
 from quality.verdict import Verdict, choose, counted_tasks, judge
 from shplb.plan import ServingPlan
+from shplb.quality.candidates import computed_density
 
 
 def row_of(variant: Variant, plan: ServingPlan | None, tokens: int, sample: Sample, dense: Sample) -> dict[str, Any]:

@@ -6,16 +6,14 @@ import time
 from typing import Any
 
 import msgspec
-import numpy as np
 from long_tasks import Example, score
 from long_tasks.conversation import NEW_TOKENS, NUM_TURNS, Conversation
 
 from quality.workload import MULTI_TURN, Workload
+from shplb.quality.measurement import WINDOW, window_means
 from shplb.sglang.launch import Server
 from shplb.texts import Document
 from shplb.texts.encoding import Encoder
-
-WINDOW = 256  # tokens whose NLL is averaged into one paired observation
 
 
 class Sample(msgspec.Struct):
@@ -103,13 +101,11 @@ def _generate(server: Server, batch: list[list[int]], new_tokens: int) -> list[d
 
 
 def _windows(server: Server, text: Document) -> list[float]:
-    """Mean NLL of windows of the second half of a text; its last tokens, too few for a window, are left out."""
+    """Mean NLL of windows of the second half of a text."""
     start = len(text.token_ids) // 2 // WINDOW * WINDOW
-    # The first entry that comes back has no log-probability.
     body = _body([text.token_ids], 1) | {"return_logprob": True, "logprob_start_len": start - 1}
     (answer,) = server.post("/generate", body)
-    nll = -np.array([value for value, *_ in answer["meta_info"]["input_token_logprobs"][1:]])
-    return [float(x) for x in nll[: len(nll) // WINDOW * WINDOW].reshape(-1, WINDOW).mean(axis=1)]
+    return [float(mean) for mean in window_means(answer["meta_info"]["input_token_logprobs"])]
 
 
 def _counters(server: Server) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from shplb.errors import UserError
 from shplb.plan import ServingPlan
 from shplb.planning import PlanMaker
 from shplb.profile import HeadProfile
-from shplb.sglang.metadata import StepBudgets
+from shplb.quality.candidates import computed_density
 
 DENSE = "dense"
 _DEFAULT_OBJECTIVE: Objective = "min_error"
@@ -74,12 +74,6 @@ def plan_at(
         plan = maker.plan(middle)
         low, high = (middle, high) if computed_density(plan, tokens) < computed else (low, middle)
     return plan
-
-
-def computed_density(plan: ServingPlan, tokens: int) -> float:
-    """Share of the causal (row, page) pairs that a prompt of ``tokens`` tokens computes, prefilled in one piece."""
-    step = StepBudgets(plan.budget_table(tokens), [0], [tokens])
-    return float(step.group_loads(plan).sum() / step.causal_row_pages(plan))
 
 
 def save_plans(variants: list[Variant], profile: HeadProfile, tokens: int, folder: Path) -> dict[str, ServingPlan]:

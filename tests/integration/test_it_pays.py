@@ -9,11 +9,12 @@ import pytest
 from transformers import AutoTokenizer
 from transformers_attention import PluggedModel
 
+from shplb.quality.candidates import computed_density
 from shplb.texts import calibration_documents, held_out_documents
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from quality.sampling import WINDOW
-from quality.variants import computed_density, plan_at
+from quality.variants import plan_at
 
 pytestmark = pytest.mark.server
 

@@ -21,8 +21,10 @@ from quality.fleet import ServerSettings
 from quality.regression import regressions, unlike_stock
 from quality.rows import chosen_densities, row_of, table_of
 from quality.sampling import Sample, take_sample, time_prompts
-from quality.variants import Variant, VariantError, computed_density, parse_variant, plan_at, save_plans
+from quality.variants import Variant, VariantError, parse_variant, plan_at, save_plans
 from quality.workload import MULTI_TURN, Amounts, Workload, make_workload
+
+from shplb.quality.candidates import computed_density
 
 TOKENS = 1024
 

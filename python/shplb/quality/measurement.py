@@ -75,7 +75,15 @@ def measure(
 
 def _windows(server: Server, tokens: list[int]) -> np.ndarray:
     start = len(tokens) // 2 // WINDOW * WINDOW
-    nll = np.array([-value for value, _, _ in _logprobs(server, tokens, start)["input_token_logprobs"][1:]])
+    return window_means(_logprobs(server, tokens, start)["input_token_logprobs"])
+
+
+def window_means(entries: Sequence[Sequence[Any]]) -> np.ndarray:
+    """float64 [num_windows], mean NLL of windows of 256 tokens, from SGLang's ``input_token_logprobs``.
+
+    The first entry has no log-probability; the last tokens, too few for a window, are left out.
+    """
+    nll = -np.array([value for value, *_ in entries[1:]])
     return np.asarray(nll[: len(nll) // WINDOW * WINDOW].reshape(-1, WINDOW).mean(axis=1))
 
 

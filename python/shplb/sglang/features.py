@@ -125,13 +125,13 @@ def check_selection_memory(args: Any, shape: ModelShape) -> None:
     chunk = args.chunked_prefill_size if args.chunked_prefill_size and args.chunked_prefill_size > 0 else context
     block = query_block_size(shape.head_dim)
     bytes_per_block = 4 * shape.num_qo_heads // args.tp_size * num_pages(context)
-    if -(-chunk // block) * bytes_per_block <= _MOST_SCORE_BYTES:
+    needed = -(-chunk // block) * bytes_per_block
+    if needed <= _MOST_SCORE_BYTES:
         return
     most = _MOST_SCORE_BYTES // bytes_per_block * block // PAGE_SIZE * PAGE_SIZE
     raise StartRefusedError(
-        f"prefill of {chunk} tokens at once on a context of {context} would need "
-        f"{-(-chunk // block) * bytes_per_block / 2**30:.1f} GiB of GPU memory to select pages; "
-        f"use --chunked-prefill-size {most} or less."
+        f"prefill of {chunk} tokens at once on a context of {context} would need {needed / 2**30:.1f} GiB of GPU "
+        f"memory to select pages; use --chunked-prefill-size {most} or less."
     )
 
 
