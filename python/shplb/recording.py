@@ -106,12 +106,6 @@ class CurveSums:
         shape = (num_layers, num_heads, num_lengths, len(DENSITIES))
         return cls(np.zeros(shape), np.zeros(shape), np.zeros((num_layers, num_lengths), dtype=np.int64))
 
-    def add(self, layer: int, bucket: int, recovery: np.ndarray, error: np.ndarray, rows: int) -> None:
-        """Add one block's sums over ``rows`` query rows, each float64 [local_qo_heads, num_points]."""
-        self.recovery[layer, :, bucket] += recovery
-        self.error[layer, :, bucket] += error
-        self.rows[layer, bucket] += rows
-
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """(recovery, error) per query row, same shapes; 0 where no row was measured."""
         scale = 1.0 / np.maximum(self.rows, 1)[:, None, :, None]
