@@ -20,7 +20,10 @@ _EXACT_LAYERS = 4
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):
-    """What to measure. Requests of the server whose id is in ``documents`` are profiled, all others ignored."""
+    """What to measure. Requests of the server whose id is in ``documents`` are profiled, all others ignored.
+
+    Documents have as many tokens as the longest of ``lengths``.
+    """
 
     documents: tuple[str, ...]
     lengths: tuple[int, ...]

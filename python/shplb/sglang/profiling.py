@@ -74,7 +74,7 @@ class ProfilingMixin:
 
 
 class CurveRecorder:
-    """Measures the blocks of profiled requests and writes one file per document and rank after every chunk."""
+    """Measures the blocks of profiled requests and writes one file per document and rank at its end."""
 
     def __init__(self, request: ProfileRequest, folder: Path, rank: int, grams: torch.Tensor) -> None:
         """grams: float32 [num_layers, local_qo_heads, head_dim, head_dim]."""
@@ -103,7 +103,8 @@ class CurveRecorder:
             self.measure(layer, rid, q, k_pool, v_pool, slots[index], mine, sm_scale)
             if self.residual is not None and self.sums is not None and len(rids) == 1:
                 self.sums.add_residual(layer, *self.residual)
-            if layer == len(self.grams) - 1:
+            # Curves of half a document are of no use, and a file takes as long as a layer.
+            if layer == len(self.grams) - 1 and mine[-1].end_row >= self.request.lengths[-1]:
                 self._save()
 
     def measure(
