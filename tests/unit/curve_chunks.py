@@ -60,23 +60,23 @@ def make_chunk(
     dtype: torch.dtype = torch.float32, device: torch.device | None = None, dense_below_tokens: int = 256,
 ) -> CurveChunk:  # fmt: skip
     """Keys that differ from page to page, so that pages of high rank hold most of the mass."""
-    generator = torch.Generator().manual_seed(seed)
-    count = num_pages(tokens)
-    order = torch.randperm(count + 3, generator=generator)[:count]
-    slots = (order[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:tokens]
-    pools = torch.full((2, (count + 3) * PAGE_SIZE, kv_heads, head_dim), float("nan"), dtype=dtype)
-    topics = torch.randn(count, 1, kv_heads, head_dim, generator=generator).expand(-1, PAGE_SIZE, -1, -1)
-    noise = torch.randn(2, tokens, kv_heads, head_dim, generator=generator)
-    pools[0, slots] = (noise[0] + topics.flatten(0, 1)[:tokens]).to(dtype)
-    pools[1, slots] = noise[1].to(dtype)
-    heads = kv_heads * group
-    q = torch.randn(tokens - prefix, heads, head_dim, generator=generator)
-    q += torch.randn(heads, head_dim, generator=generator)
-    weight = torch.randn(heads, 48, head_dim, generator=generator)
+    where = device or torch.device("cpu")
+    generator = torch.Generator(where).manual_seed(seed)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=where)
+
+    count, heads = num_pages(tokens), kv_heads * group
+    order = torch.randperm(count + 3, generator=generator, device=where)[:count]
+    slots = (order[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE, device=where)).flatten()[:tokens]
+    pools = torch.full((2, (count + 3) * PAGE_SIZE, kv_heads, head_dim), float("nan"), dtype=dtype, device=where)
+    topics = randn(count, kv_heads, head_dim).repeat_interleave(PAGE_SIZE, dim=0)[:tokens]
+    pools[0, slots] = (randn(tokens, kv_heads, head_dim) + topics).to(dtype)
+    pools[1, slots] = randn(tokens, kv_heads, head_dim).to(dtype)
+    q = (randn(tokens - prefix, heads, head_dim) + randn(heads, head_dim)).to(dtype)
+    weight = randn(heads, 48, head_dim)
     rule = SparsityRule(query_block=query_block, dense_below_tokens=dense_below_tokens)
     cut = cut_query_blocks([prefix], [tokens - prefix], query_block)
     blocks = [BlockRows(block.offset, block.first_row, block.end_row) for block in cut]
     gram = torch.einsum("hod,hoe->hde", weight, weight)
-    where = device or torch.device("cpu")
-    moved = (x.to(where) for x in (q.to(dtype), pools[0], pools[1], slots))
-    return CurveChunk(rule, *moved, blocks, gram.to(where))
+    return CurveChunk(rule, q, pools[0], pools[1], slots, blocks, gram)

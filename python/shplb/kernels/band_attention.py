@@ -19,7 +19,8 @@ from shplb.sparsity import PAGE_SIZE
 
 _MOST_LANES = 4
 _TILE = 8192  # rows of a tile times head_dim: what BAND accumulators and a product may have in registers
-_STAGES = 4  # pages on their way, 32 KB each at head_dim 128
+_MOST_STAGES = 4  # pages in shared memory or on their way there, one more than buffers
+_OTHER_BYTES = 48 * 1024  # of shared memory, at most: queries, weights, reductions
 _NOTHING = -1.0e30  # maximum of a row that has seen no key: finite, so that differences are numbers
 
 
@@ -176,6 +177,14 @@ def band_attention(
         outputs, weights, largest, num_blocks, max_pages, sm_scale * math.log2(math.e),
         GROUP=heads // kv_heads, HEAD_TILES=tiles // kv_heads, LANES=lanes, ROWS=rows.shape[1], HEAD_DIM=head_dim,
         PAGE=PAGE_SIZE, BAND=BAND, BANDS=bands, NOTHING=_NOTHING,
-        num_warps=8 if lanes * rows.shape[1] * head_dim > _TILE // 2 else 4, num_stages=_STAGES,
+        num_warps=8 if lanes * rows.shape[1] * head_dim > _TILE // 2 else 4, num_stages=_stages(q),
     )  # fmt: skip
     return StepSums(outputs, weights, largest)
+
+
+def _stages(q: torch.Tensor) -> int:
+    """As many pages on their way as the GPU has shared memory for: 32 KB each at head_dim 128."""
+    if not q.is_cuda:
+        return _MOST_STAGES
+    free = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin - _OTHER_BYTES
+    return max(min(1 + free // (2 * PAGE_SIZE * q.shape[2] * q.element_size()), _MOST_STAGES), 2)

@@ -2,9 +2,9 @@
 """Curves of all query blocks of a chunk at once, on a GPU: what ``block_measurement`` defines block by block.
 
 Scores are those of serving, from the same kernels. Nothing here waits for the GPU. Keys and values are read where they
-are, in their own type; what is written is a float32 output for every head, block, point and sampled row. In a
-chunk of 7680 tokens of Llama-3.1-8B that is 190 MB (half as much again for scores and ranks at 131072 tokens), and
-blocks are taken in parts where it would be more than ``_BYTES_AT_ONCE``.
+are, in their own type; what is written is a float32 output for every head, block, point and measured row, one tile of
+rows at a time. In a chunk of 7680 tokens of Llama-3.1-8B that is 190 MB, with half as much again for scores, ranks and
+lists at 131072 tokens; blocks are taken in parts where it would be more than ``_BYTES_AT_ONCE``.
 """
 
 from collections.abc import Sequence
@@ -53,9 +53,10 @@ class PagedCurves:
 
     @staticmethod
     def takes(q: torch.Tensor, k_pool: torch.Tensor, rule: SparsityRule) -> bool:
-        """Whether the kernels are written for such tensors and scores."""
+        """Whether the kernels are written for such a GPU, such tensors and scores."""
         half = q.dtype == k_pool.dtype and q.dtype in (torch.float16, torch.bfloat16)
-        return half and rule.score == "mean_pool" and q.shape[2] in (64, 128)
+        recent = torch.cuda.get_device_capability(q.device) >= (8, 0)
+        return recent and half and rule.score == "mean_pool" and q.shape[2] in (64, 128)
 
     def _rank(self, blocks: Sequence[BlockRows]) -> None:
         """Which pages each block sees, which are forced, and the step at every rank."""

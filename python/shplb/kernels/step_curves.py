@@ -3,6 +3,8 @@
 
 A head that keeps the pages of the first steps outputs the ratio of two sums over these steps, and the last step makes
 it dense attention, so the whole curve is one pass over the steps. Their maxima differ by band and are made one first.
+Products with the gram matrix are made of bfloat16 halves, 16 bits in all: four times as fast as in float32, and finer
+than the weights, which are rounded to the type of the values.
 """
 
 import torch
@@ -28,6 +30,7 @@ def _add_step(
 def _step_curves_kernel(
     outputs_ptr, weights_ptr, largest_ptr, gram_ptr, counts_ptr, curves_ptr, num_blocks,
     ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, STEPS: tl.constexpr, BANDS: tl.constexpr, BAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(0), tl.program_id(1)
     line = head.to(tl.int64) * num_blocks + block
@@ -54,7 +57,7 @@ def _step_curves_kernel(
             output, weight, outputs_ptr, weights_ptr, largest_ptr, biggest, step, ROWS, HEAD_DIM, BAND
         )
         delta = tl.where(real[:, None], output / tl.maximum(weight, 1e-30)[:, None] - dense, 0.0)
-        square = tl.sum(tl.sum(tl.dot(delta, gram, input_precision="tf32x3") * delta, axis=1), axis=0)
+        square = tl.sum(tl.sum(tl.dot(delta, gram, input_precision=PRECISION) * delta, axis=1), axis=0)
         at = curves_ptr + line * STEPS + step
         tl.store(at, tl.sum(tl.where(real, weight / whole, 0.0), axis=0))
         tl.store(at + tl.num_programs(1).to(tl.int64) * num_blocks * STEPS, tl.maximum(square, 0.0))
@@ -72,6 +75,6 @@ def step_curves(sums: StepSums, gram: torch.Tensor, row_counts: torch.Tensor) ->
     _step_curves_kernel[(num_blocks, heads)](
         *sums, gram, row_counts, curves, num_blocks,
         ROWS=rows, HEAD_DIM=head_dim, STEPS=steps, BANDS=sums.largest.shape[2], BAND=BAND,
-        num_warps=8 if head_dim > 64 else 4, num_stages=2,  # four warps have too few registers for the larger gram
+        PRECISION="bf16x3" if gram.is_cuda else "ieee", num_warps=4, num_stages=2,
     )  # fmt: skip
     return curves

@@ -14,7 +14,7 @@ from shplb.recording import ProfileJob
 
 # Prefill chunks that whole query blocks fill exactly at both block sizes (128 and 192 rows). On a GPU long ones, since
 # dense prefill of short ones is slow, and all blocks of a chunk are measured at once.
-_CHUNK_TOKENS = {"cuda": 7680, "cpu": 1536}
+CHUNK_TOKENS = {"cuda": 7680, "cpu": 1536}
 # SGLang wants room for an answer, also where a document fills the model's context.
 _ROOM_TOKENS = 8
 _POOL_ROOM_TOKENS = 4096
@@ -39,7 +39,7 @@ def engine_options(job: ProfileJob, folder: Path) -> dict[str, Any]:
         "shplb_profile": str(folder),
         "disable_radix_cache": True,
         "disable_cuda_graph": True,
-        "chunked_prefill_size": _CHUNK_TOKENS[job.device],
+        "chunked_prefill_size": CHUNK_TOKENS[job.device],
         "skip_tokenizer_init": True,
         "skip_server_warmup": True,
         "watchdog_timeout": _WATCHDOG_S,
