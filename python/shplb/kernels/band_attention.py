@@ -8,7 +8,7 @@ few rows per block, lists of their own would make every head of a group read nea
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -171,15 +171,27 @@ def band_attention(
     outputs = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
     weights = torch.empty(shape, dtype=torch.float32, device=q.device)
     largest = torch.empty((heads, num_blocks, bands, rows.shape[1]), dtype=torch.float32, device=q.device)
+    constants, options = compile_options(
+        heads // kv_heads, tiles // kv_heads, lanes, rows.shape[1], head_dim, bands, _stages(q)
+    )
     _band_attention_kernel[(num_blocks, bands, tiles)](
         q, q.stride(0), q.stride(1), k_pool, k_pool.stride(0), k_pool.stride(1),
         v_pool, v_pool.stride(0), v_pool.stride(1), rows, first_row, end_row, shift, *lists,
-        outputs, weights, largest, num_blocks, max_pages, sm_scale * math.log2(math.e),
-        GROUP=heads // kv_heads, HEAD_TILES=tiles // kv_heads, LANES=lanes, ROWS=rows.shape[1], HEAD_DIM=head_dim,
-        PAGE=PAGE_SIZE, BAND=BAND, BANDS=bands, NOTHING=_NOTHING,
-        num_warps=8 if lanes * rows.shape[1] * head_dim > _TILE // 2 else 4, num_stages=_stages(q),
+        outputs, weights, largest, num_blocks, max_pages, sm_scale * math.log2(math.e), **constants, **options,
     )  # fmt: skip
     return StepSums(outputs, weights, largest)
+
+
+def compile_options(
+    group_size: int, head_tiles: int, lanes: int, rows: int, head_dim: int, bands: int, stages: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """(constants of the kernel, options of its compiler)."""
+    constants = {
+        "GROUP": group_size, "HEAD_TILES": head_tiles, "LANES": lanes, "ROWS": rows, "HEAD_DIM": head_dim,
+        "PAGE": PAGE_SIZE, "BAND": BAND, "BANDS": bands, "NOTHING": _NOTHING,
+    }  # fmt: skip
+    # Eight warps have the registers for accumulators of a full tile, four for those of half a tile.
+    return constants, {"num_warps": 8 if lanes * rows * head_dim > _TILE // 2 else 4, "num_stages": stages}
 
 
 def _stages(q: torch.Tensor) -> int:
