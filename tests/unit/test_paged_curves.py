@@ -11,6 +11,10 @@ from shplb.kernels.rank_bands import rank_steps, steps_of_ranks
 from shplb.kernels.selection import rank_pages
 from shplb.row_sampling import sampled_rows
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels are compiled here, and tests/gpu/test_profile_kernels.py checks those"
+)
+
 
 def sample(chunk: CurveChunk, every: int) -> list[np.ndarray]:
     return [
