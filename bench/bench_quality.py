@@ -76,7 +76,7 @@ class Run:
         """Start the servers of ``variants``, ask them everything, stop them."""
         args = self.args
         settings = ServerSettings(
-            args.model_path, args.device, args.work, args.pool_tokens, args.server_options, args.timeout_s
+            args.model_path, args.device, args.gpus, args.work, args.pool_tokens, args.server_options, args.timeout_s
         )
         with running(variants, settings) as servers:
             self.prepare()

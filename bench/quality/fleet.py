@@ -23,21 +23,26 @@ _CHUNK_TOKENS = {"cuda": 8192, "cpu": 1536}
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
-    """What all servers of a run share. options: come last and so win. pool_tokens: of every KV pool."""
+    """What all servers of a run share. options: come last and so win. gpus: over which servers are dealt in turn.
+    pool_tokens: of every KV pool.
+    """
 
     model_path: Path
     device: str
+    gpus: int
     work: Path
     pool_tokens: int
     options: list[str]
     timeout_s: float
 
-    def server_of(self, variant: Variant) -> Server:
-        """A server that is not started yet; sparse ones take our path wherever more than one token is new."""
+    def server_of(self, variant: Variant, index: int) -> Server:
+        """The run's server number ``index``, not started yet; sparse ones take our path where tokens are new."""
         options = ["--skip-server-warmup", "--max-total-tokens", str(self.pool_tokens + _POOL_SLACK)]
         options += ["--chunked-prefill-size", str(_CHUNK_TOKENS[self.device])]
         if self.device == "cpu":
             options += ["--dtype", "float32"]
+        elif self.gpus > 1:
+            options += ["--base-gpu-id", str(index % self.gpus)]
         env = {}
         if variant.is_stock:
             options += ["--attention-backend", "torch_native"] if self.device == "cpu" else []
@@ -53,7 +58,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
 def running(variants: list[Variant], settings: ServerSettings) -> Iterator[dict[str, Server]]:
     """Servers of all variants, started but not awaited; a server dies with the thread that started it."""
     with contextlib.ExitStack() as stack:
-        yield {variant.name: stack.enter_context(settings.server_of(variant)) for variant in variants}
+        made = [settings.server_of(variant, index) for index, variant in enumerate(variants)]
+        yield {variant.name: stack.enter_context(server) for variant, server in zip(variants, made, strict=True)}
 
 
 def await_ready(servers: dict[str, Server], timeout_s: float) -> dict[str, str]:

@@ -216,17 +216,23 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_servers_of_variants(tmp_path: Path) -> None:
-    settings = ServerSettings(tmp_path, "cpu", tmp_path, 8192, ["--random-seed", "7"], 60.0)
-    stock = settings.server_of(parse_variant("dense"))
+    settings = ServerSettings(tmp_path, "cpu", 1, tmp_path, 8192, ["--random-seed", "7"], 60.0)
+    stock = settings.server_of(parse_variant("dense"), 0)
     assert "--enable-shplb" not in stock.command
     assert "torch_native" in stock.command
     assert "SHPLB_PATH" not in stock.env
-    sparse = settings.server_of(parse_variant("quest@0.1"))
+    sparse = settings.server_of(parse_variant("quest@0.1"), 1)
     assert sparse.command[-2:] == ["--random-seed", "7"]
     assert sparse.command[sparse.command.index("--shplb-policy") + 1] == "quest"
     assert sparse.command[sparse.command.index("--shplb-plan") + 1] == str(tmp_path / "quest@0.1.plan.safetensors")
     assert sparse.env["SHPLB_PATH"] == "sparse"
     assert int(sparse.command[sparse.command.index("--max-total-tokens") + 1]) > 8192
+
+
+def test_servers_are_dealt_over_gpus(tmp_path: Path) -> None:
+    settings = ServerSettings(tmp_path, "cuda", 2, tmp_path, 8192, [], 60.0)
+    made = [settings.server_of(parse_variant("dense"), index).command for index in range(3)]
+    assert [command[command.index("--base-gpu-id") + 1] for command in made] == ["0", "1", "0"]
 
 
 def test_windows_leave_out_what_has_no_probability(workload: Workload) -> None:
