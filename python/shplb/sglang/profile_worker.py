@@ -30,6 +30,8 @@ def run(folder: Path) -> None:
     job = ProfileJob.load(folder)
     longest = max(map(len, job.documents.values()))
     options: dict[str, Any] = {"max_total_tokens": longest + 4096} if job.device == "cpu" else {}
+    if job.attention_backend:
+        options["attention_backend"] = job.attention_backend
     engine = Engine(
         model_path=job.model_path,
         tp_size=job.tp_size,
