@@ -56,8 +56,7 @@ def quality_table(result: dict[str, Any]) -> str:
             what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
             lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | {ttft} | |")
             continue
-        name = row["policy"] or _BUDGETS.get(row["objective"], row["objective"])
-        name += ", per layer" if row["scope"] == "layer" else ""
+        name = variant_name(row)
         mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
         worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
         nll = _interval(row["nll_over_dense_percent"], " %")
@@ -65,6 +64,12 @@ def quality_table(result: dict[str, Any]) -> str:
         cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, ttft, rule)
         lines.append(_line(*cells))
     return "\n".join(lines)
+
+
+def variant_name(row: dict[str, Any]) -> str:
+    """What chooses pages, in words where there are some; budgets are named where a policy has not its own."""
+    what = row["name"].rpartition("@")[0]
+    return _BUDGETS.get(what) or _POLICIES.get(f"policy {what}") or what
 
 
 def _interval(found: dict[str, float] | None, unit: str) -> str:

@@ -58,7 +58,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--tokens", help="prompt lengths, reply included, e.g. 16384,32768")
     parser.add_argument(
         "--variants", nargs="+",
-        help="dense, OBJECTIVE@DENSITY, OBJECTIVE-layer@DENSITY, POLICY@DENSITY, OBJECTIVE+POLICY@DENSITY; computed "
+        help="dense, BUDGETS@DENSITY, POLICY@DENSITY (with its own budgets), BUDGETS+POLICY@DENSITY; computed "
         "densities, which hold at the longest length",
     )  # fmt: skip
     parser.add_argument("--tasks", help=f"some of {','.join(NAMES)}")

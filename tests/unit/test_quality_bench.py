@@ -24,7 +24,9 @@ from quality.sampling import Sample, take_sample, time_prompts
 from quality.variants import Variant, VariantError, parse_variant, plan_at, save_plans
 from quality.workload import MULTI_TURN, Amounts, Workload, make_workload
 
+from shplb.policies import BUDGETS
 from shplb.quality.candidates import computed_density
+from shplb.quality.measurement import WINDOW
 
 TOKENS = 1024
 
@@ -75,9 +77,11 @@ class FakeServer:
 
 def test_variants() -> None:
     assert parse_variant("dense").is_stock
-    assert parse_variant("max_min-layer@0.25") == Variant("max_min-layer@0.25", 0.25, "max_min", "layer")
-    assert parse_variant("uniform+quest@0.1") == Variant("uniform+quest@0.1", 0.1, "uniform", policy="quest")
-    assert parse_variant("quest,score=x@0.1") == Variant("quest,score=x@0.1", 0.1, policy="quest,score=x")
+    assert parse_variant("max_min_layer@0.25") == Variant("max_min_layer@0.25", 0.25, "max_min_layer")
+    assert parse_variant("min_error+quest@0.1") == Variant("min_error+quest@0.1", 0.1, "min_error", "quest")
+    assert parse_variant("quest@0.1") == Variant("quest@0.1", 0.1, "uniform", "quest")
+    changed = "shplb,score=antidiagonal_16"
+    assert parse_variant(f"{changed}@0.1") == Variant(f"{changed}@0.1", 0.1, "min_error", changed)
     for wrong in ("min_error", "min_error@0", "min_error@1.5", "@0.1", "uniform@x"):
         with pytest.raises(VariantError) as caught:
             parse_variant(wrong)
@@ -86,13 +90,13 @@ def test_variants() -> None:
 
 def test_plans_have_the_asked_computed_density(tmp_path: Path) -> None:
     profile = make_profile()
-    variants = [parse_variant(name) for name in ("dense", "uniform@0.6", "min_error@0.6", "max_min-layer@0.6")]
+    variants = [parse_variant(name) for name in ("dense", "uniform@0.6", "min_error@0.6", "max_min_layer@0.6")]
     plans = save_plans(variants, profile, 8192, tmp_path)
     assert set(plans) == {path.name.removesuffix(".plan.safetensors") for path in tmp_path.iterdir()}
     for plan in plans.values():
         assert computed_density(plan, 8192) == pytest.approx(0.6, rel=0.02)
-    assert plans["max_min-layer@0.6"].scope == "layer"
-    assert computed_density(plan_at(profile, "min_error", 1.0, 8192), 8192) == 1.0
+    assert plans["max_min_layer@0.6"].scope == "layer"
+    assert computed_density(plan_at(profile, BUDGETS["min_error"], 1.0, 8192), 8192) == 1.0
 
 
 def test_workload(workload: Workload) -> None:
@@ -100,9 +104,9 @@ def test_workload(workload: Workload) -> None:
     (left_out,) = workload.left_out
     assert left_out.startswith("cwe at 1024 tokens")
     assert len(workload.conversations) == 2
-    assert [len(text.token_ids) for text in workload.texts] == [TOKENS, TOKENS]
+    assert [len(text.token_ids) for text in workload.texts] == [TOKENS - WINDOW] * 2
     assert len({text.domain for text in workload.texts}) == 2
-    assert [len(prompt) for prompt in workload.timed] == [TOKENS] * 3
+    assert [len(prompt) for prompt in workload.timed] == [TOKENS - WINDOW] * 3
     assert len({tuple(prompt) for prompt in workload.timed}) == 3
 
 
@@ -192,7 +196,7 @@ def test_regressions(result: dict[str, Any]) -> None:
 
 
 def test_density_one_must_be_stock() -> None:
-    dense, plan = sample_of(1.0, 2.0), plan_at(make_profile(), "min_error", 1.0, 4096)
+    dense, plan = sample_of(1.0, 2.0), plan_at(make_profile(), BUDGETS["min_error"], 1.0, 4096)
     for sample, complaints in ((sample_of(1.0, 2.0005, 1.0), 0), (sample_of(0.9, 2.01, 1.0), 2)):
         rows = [row_of(Variant("dense"), None, 4096, dense, dense)]
         rows.append(row_of(parse_variant("min_error@1"), plan, 4096, sample, dense))
@@ -240,5 +244,5 @@ def test_windows_leave_out_what_has_no_probability(workload: Workload) -> None:
     server = FakeServer(workload)
     sample = take_sample(server, workload, words, sparse=False)  # type: ignore[arg-type]
     body = next(body for body in server.bodies if body.get("return_logprob"))
-    assert body["logprob_start_len"] == TOKENS // 2 - 1
+    assert body["logprob_start_len"] == (TOKENS - WINDOW) // 2 // WINDOW * WINDOW - 1
     assert np.isfinite(np.concatenate(list(sample.nll.values()))).all()
