@@ -2,6 +2,7 @@
 """What is compared: stock dense, and S-HPLB at some density under an objective or another policy of choosing pages."""
 
 from pathlib import Path
+
 import msgspec
 
 from shplb.errors import UserError
