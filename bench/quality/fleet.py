@@ -3,8 +3,6 @@
 
 import concurrent.futures
 import contextlib
-import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,31 +72,31 @@ def await_ready(servers: dict[str, Server], timeout_s: float) -> dict[str, str]:
 
 
 def sample_all(
-    servers: dict[str, Server], variants: list[Variant], workload: Workload, encoder: Encoder, work: Path,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Sample], dict[str, str]]:  # fmt: skip
-    """(samples, reasons of failure), by name; replies go to files in ``work``."""
+    servers: dict[str, Server], workload: Workload, encoder: Encoder, stock: str,
+    on_sample: Callable[[str, Sample], None], on_failure: Callable[[str, str], None],
+) -> None:  # fmt: skip
+    """Ask all servers at once, then time them one after the other; each is reported when it has answered, and again
+    with its times. ``stock``: the name of the one that has no S-HPLB.
+    """
     samples: dict[str, Sample] = {}
-    failed: dict[str, str] = {}
-    sparse = {variant.name: not variant.is_stock for variant in variants}
     with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:
-        futures = {
-            name: pool.submit(take_sample, server, workload, encoder, sparse=sparse[name])
+        names = {
+            pool.submit(take_sample, server, workload, encoder, sparse=name != stock): name
             for name, server in servers.items()
         }
-        for name, future in futures.items():
+        for future in concurrent.futures.as_completed(names):
+            name = names[future]
             try:
-                sample = samples[name] = future.result()
+                sample = future.result()
             except (ServerFailedError, OSError) as error:
-                failed[name] = f"{name} failed at {workload.tokens} tokens: {error}"
+                on_failure(name, f"{name} failed at {workload.tokens} tokens: {error}")
                 continue
-            (work / f"{name}.{workload.tokens}.replies.json").write_text(json.dumps(sample.replies, indent=1))
-            say(f"{name} at {workload.tokens} tokens: {sample.wall_s:.0f} s")
-            if sparse[name] and not sample.path["sparse_steps"]:
-                failed[name] = f"{name} computed no step sparse at {workload.tokens} tokens; see {servers[name].log}."
-                del samples[name]
-    start = time.monotonic()
+            if name != stock and not sample.path["sparse_steps"]:
+                log = servers[name].log
+                on_failure(name, f"{name} computed no step sparse at {workload.tokens} tokens; see {log}.")
+                continue
+            samples[name] = sample
+            on_sample(name, sample)
     for name, sample in samples.items():
         sample.ttft_ms = time_prompts(servers[name], workload.timed)
-    say(f"timing took {time.monotonic() - start:.0f} s")
-    return samples, failed
+        on_sample(name, sample)

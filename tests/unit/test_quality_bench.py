@@ -17,7 +17,7 @@ import quality_chart
 import readme_tables
 from long_tasks import Materials
 from quality.arguments import arguments
-from quality.fleet import ServerSettings
+from quality.fleet import ServerSettings, sample_all
 from quality.regression import regressions, unlike_stock
 from quality.rows import chosen_densities, row_of, table_of
 from quality.sampling import Sample, take_sample, time_prompts
@@ -43,6 +43,7 @@ class FakeServer:
     def __init__(self, workload: Workload, right: bool = True, nll: float = 2.0) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.flushes = 0
+        self.log = Path("server.log")
         self.right, self.nll = right, nll
         self.answers = {
             tuple(each.token_ids): " ".join(each.message.answers) for own in workload.examples.values() for each in own
@@ -237,6 +238,26 @@ def test_servers_are_dealt_over_gpus(tmp_path: Path) -> None:
     settings = ServerSettings(tmp_path, "cuda", 2, tmp_path, 8192, [], 60.0)
     made = [settings.server_of(parse_variant("dense"), index).command for index in range(3)]
     assert [command[command.index("--base-gpu-id") + 1] for command in made] == ["0", "1", "0"]
+
+
+def test_answers_are_reported_as_they_come_and_again_when_timed(workload: Workload) -> None:
+    servers = {name: FakeServer(workload) for name in ("dense", "shplb@0.1", "idle", "gone")}
+    servers["idle"].shplb_state = lambda: dict.fromkeys(FakeServer(workload).shplb_state(), 0)  # type: ignore[method-assign]
+    servers["gone"].post = broken  # type: ignore[method-assign, assignment]
+    found: list[tuple[str, int]] = []
+    failed: dict[str, str] = {}
+    sample_all(
+        servers, workload, words, "dense",  # type: ignore[arg-type]
+        lambda name, sample: found.append((name, len(sample.ttft_ms))), failed.__setitem__,
+    )  # fmt: skip
+    assert sorted(found) == [("dense", 0), ("dense", 2), ("shplb@0.1", 0), ("shplb@0.1", 2)]
+    assert set(failed) == {"idle", "gone"}
+    assert "no step sparse" in failed["idle"]
+    assert "server went away" in failed["gone"]
+
+
+def broken(path: str, body: dict[str, Any]) -> None:
+    raise OSError("the server went away")
 
 
 def test_windows_leave_out_what_has_no_probability(workload: Workload) -> None:
