@@ -206,7 +206,10 @@ def plan_files(args: argparse.Namespace) -> dict[str, Path | None]:
     if not sparse:
         return files
     if args.plan is None:
-        placed = spread_plan(args.model, tp_size=args.tp, density=args.density, sigma=args.sigma, seed=args.seed)
+        placed = spread_plan(
+            args.model, tp_size=args.tp, density=args.density, sigma=args.sigma, seed=args.seed,
+            group_sigma=args.group_sigma,
+        )  # fmt: skip
     else:
         placed = ServingPlan.load(args.plan)
     for variant in sparse:
