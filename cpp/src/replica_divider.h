@@ -42,9 +42,11 @@ class ReplicaDivider {
   void Estimate(std::int64_t layer, std::span<const std::int64_t> sums,
                 std::span<std::int64_t> load) const;
 
-  /// Cuts every replica of a layer and leaves the ranks' loads in `load` [num_ranks].
+  /// Cuts every replica of a layer such that ranks of these speeds end together as far as can be,
+  /// and leaves their loads in `load` [num_ranks].
   void Divide(std::int64_t layer, std::span<const std::int64_t> sums,
-              std::span<const BlockRange> ranges, std::span<std::int64_t> load);
+              std::span<const BlockRange> ranges, const RankSpeeds& speeds,
+              std::span<std::int64_t> load);
 
   const Cut& cut(std::int64_t layer, std::size_t k) const { return cuts_[layer * most_ + k]; }
 
@@ -56,14 +58,24 @@ class ReplicaDivider {
   std::int64_t FirstPart(std::int64_t layer, std::size_t k, std::int64_t total) const {
     return (total >> kShareBits) * shares_[layer * most_ + k];
   }
-  void CutReplicas(std::int64_t layer, std::span<const BlockRange> ranges,
+  void CutReplicas(std::int64_t layer, std::span<const BlockRange> ranges, const RankSpeeds& speeds,
                    std::span<std::int64_t> load);
+  /// Load of a replica's lower part at which its two ranks end together, and their speeds.
+  struct Wanted {
+    std::int64_t load;
+    std::int64_t speed[2];
+
+    /// Whether the rank that then ends last ends sooner with more than `given`.
+    bool IsCloserWith(std::int64_t more, std::int64_t given) const {
+      return (given + more - load) * speed[1] <= (load - given) * speed[0];
+    }
+  };
   /// The cut whose lower part is closest to `wanted`; that part's load in `given`.
   Cut FindCut(std::int64_t layer, std::size_t k, std::span<const BlockRange> ranges,
-              std::int64_t wanted, std::int64_t* given) const;
+              const Wanted& wanted, std::int64_t* given) const;
   /// Adds what of block `block` comes closest to `wanted`.
   Cut CutBlock(std::int64_t layer, std::size_t k, const BlockRange& range, std::int64_t block,
-               std::int64_t wanted, std::int64_t* given) const;
+               const Wanted& wanted, std::int64_t* given) const;
   std::int64_t ItemLoad(std::int64_t row, std::int64_t visible_pages) const;
 
   static constexpr int kShareBits = 16;
