@@ -12,13 +12,21 @@ constexpr std::int64_t kSlack = 1024;
 /// Replicas are cut again while a rank is above the optimum by more than this part of it.
 constexpr std::int64_t kEnough = 256;
 constexpr int kMostRounds = 4;
+/// Of a share: it is in 2^-16.
+constexpr int kShareBits = 16;
+
+std::int64_t PartOf(std::int64_t total, std::int64_t share) {
+  return (total >> kShareBits) * share;
+}
 
 }  // namespace
 
 ReplicaDivider::ReplicaDivider(const StepPlannerConfig& c, const LoadTables& tables)
     : tables_(tables),
       most_(tables.cells_per_layer() - c.num_ranks),
+      num_layers_(c.num_layers),
       num_ranks_(c.num_ranks),
+      max_tokens_(c.max_pages * kPageTokens),
       kv_tile_(TileShapeOf(c.head_dim).kv_tokens),
       item_ns_(c.cost.item_ns),
       kv_tile_ns_(c.cost.kv_tile_ns),
@@ -31,7 +39,7 @@ ReplicaDivider::ReplicaDivider(const StepPlannerConfig& c, const LoadTables& tab
   cuts_.resize(replicas);
   shared_.reserve(static_cast<std::size_t>(most_));
   FillTables(c);
-  FillShares(c);
+  FindShares(RankSpeeds(), &shares_);
 }
 
 void ReplicaDivider::FillTables(const StepPlannerConfig& c) {
@@ -64,34 +72,32 @@ void ReplicaDivider::FillTables(const StepPlannerConfig& c) {
   }
 }
 
-/// Best division of a prompt as long as the longest context.
-void ReplicaDivider::FillShares(const StepPlannerConfig& c) {
-  shares_.assign(static_cast<std::size_t>(c.num_layers * most_), 1 << (kShareBits - 1));
+void ReplicaDivider::FindShares(const RankSpeeds& speeds, std::vector<std::int64_t>* shares) {
+  shares->assign(static_cast<std::size_t>(num_layers_ * most_), 1 << (kShareBits - 1));
   std::vector<std::int64_t> sums(static_cast<std::size_t>(tables_.num_cells()));
   std::vector<std::int64_t> load(static_cast<std::size_t>(num_ranks_));
-  tables_.AddLoads({0, c.max_pages * kPageTokens}, 1, sums);
-  for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
-    Share(layer, sums, load);
-    const RankSpeeds nominal;
-    LevelPairs(shared_, load, nominal);
-    leveller_.Level(shared_, load, nominal);
+  tables_.AddLoads({0, max_tokens_}, 1, sums);
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    Share(layer, sums, *shares, load);
+    LevelPairs(shared_, load, speeds);
+    leveller_.Level(shared_, load, speeds);
     for (std::size_t k = 0; k < shared_.size(); ++k) {
       const std::int64_t total = std::max<std::int64_t>(shared_[k].total(), 1);
-      shares_[layer * most_ + static_cast<std::int64_t>(k)] =
+      (*shares)[layer * most_ + static_cast<std::int64_t>(k)] =
           (shared_[k].at[0] << kShareBits) / total;
     }
   }
 }
 
 void ReplicaDivider::Share(std::int64_t layer, std::span<const std::int64_t> sums,
-                           std::span<std::int64_t> load) {
+                           std::span<const std::int64_t> shares, std::span<std::int64_t> load) {
   const auto replicas = tables_.replicas(layer);
   std::copy_n(sums.begin() + layer * tables_.cells_per_layer(), num_ranks_, load.begin());
   shared_.clear();
   for (std::size_t k = 0; k < replicas.size(); ++k) {
     const Replica& r = replicas[k];
     const std::int64_t total = sums[tables_.ReplicaCell(layer, k)];
-    const std::int64_t part = FirstPart(layer, k, total);
+    const std::int64_t part = PartOf(total, shares[layer * most_ + static_cast<std::int64_t>(k)]);
     shared_.push_back({{r.rank[0], r.rank[1]}, {part, total - part}});
     load[r.rank[0]] += part;
     load[r.rank[1]] += total - part;
@@ -104,7 +110,7 @@ void ReplicaDivider::Estimate(std::int64_t layer, std::span<const std::int64_t> 
   std::copy_n(sums.begin() + layer * tables_.cells_per_layer(), num_ranks_, load.begin());
   for (std::size_t k = 0; k < replicas.size(); ++k) {
     const std::int64_t total = sums[tables_.ReplicaCell(layer, k)];
-    const std::int64_t part = FirstPart(layer, k, total);
+    const std::int64_t part = PartOf(total, shares_[layer * most_ + static_cast<std::int64_t>(k)]);
     load[replicas[k].rank[0]] += part;
     load[replicas[k].rank[1]] += total - part;
   }
@@ -113,7 +119,7 @@ void ReplicaDivider::Estimate(std::int64_t layer, std::span<const std::int64_t> 
 void ReplicaDivider::Divide(std::int64_t layer, std::span<const std::int64_t> sums,
                             std::span<const BlockRange> ranges, const RankSpeeds& speeds,
                             std::span<std::int64_t> load) {
-  Share(layer, sums, load);
+  Share(layer, sums, speeds.nominal() ? shares_ : speed_shares_, load);
   if (shared_.empty()) return;
   LevelPairs(shared_, load, speeds);
   std::int64_t sum = 0;

@@ -46,7 +46,10 @@ class StepPredictor {
   const LoadTables& tables() const { return tables_; }
   std::int64_t num_layers() const { return num_layers_; }
 
-  void SetRankSpeeds(std::span<const std::int64_t> speeds) { speeds_.Set(speeds); }
+  void SetRankSpeeds(std::span<const std::int64_t> speeds) {
+    speeds_.Set(speeds);
+    if (divider_.any()) divider_.SetRankSpeeds(speeds_);
+  }
 
   /// Fills sparse, num_blocks, step_ns, dense_ns and rank_makespan_ns of the plan, and blocks() and
   /// cuts().
