@@ -85,6 +85,7 @@ class SparsePrefillMixin:
             engine=type(self.shplb_engine).__name__,
             path=environment.path,
             policy=environment.policy or DEFAULT,
+            feedback=environment.feedback,
         )
         if environment.policy not in ("", DEFAULT):
             logger.warning(
