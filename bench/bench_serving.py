@@ -98,7 +98,8 @@ def measured_facts(found: dict[str, Any]) -> dict[str, Any]:
     """Of an S-HPLB server's counters, what all its steps together took; times on the GPU where steps were sampled."""
     wanted = (
         "plan_ms_per_step", "imbalance", "contiguous_imbalance", "sampled_steps", "selection_ms_per_step",
-        "attention_ms_per_step", "measured_bubble", "predicted_over_measured",
+        "attention_ms_per_step", "measured_bubble", "predicted_over_measured", "attention_time_drift",
+        "feedback", "rank_speeds",
     )  # fmt: skip
     return {key: found[key] for key in wanted if key in found}
 

@@ -35,6 +35,12 @@ _POLICIES = {
     "policy xattention": "as XAttention",
     "policy flexprefill": "as FlexPrefill",
 }
+_SLOTS = {
+    "contiguous": "contiguous",
+    "placed": "placed",
+    "uneven": "placed, uneven counts",
+    "replicas": "placed, `--replicas 1`",
+}
 _PLACED = ((8, 2), (32, 8), (64, 8))
 _PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as placed"}
 
@@ -157,12 +163,28 @@ def replicas_table(result: dict[str, Any]) -> str:
         f"| simulated, {result['tokens']} tokens | imbalance | attention | KV memory per rank |",
         "|---|---|---|---|",
     ]
-    names = {"contiguous": "contiguous", "placed": "placed", "replicas": "placed, `--replicas 1`"}
     for row in result["rows"]:
-        where = f"TP {row['tp_size']}: {names[row['heads']]}"
-        factor = f"x{row['kv_memory_factor']:.2f}"
-        lines.append(f"| {where} | {row['imbalance']:.2f} | {row['attention_ms']:.0f} ms | {factor} |")
+        if row["heads"] != "uneven":
+            lines.append(_line(*_predicted(row), f"x{row['kv_memory_factor']:.2f}"))
     return "\n".join(lines)
+
+
+def uneven_table(result: dict[str, Any]) -> str:
+    """The same beside uneven counts of KV groups, with all prices."""
+    lines = [
+        f"| predicted, {result['tokens']} tokens, heads of {result['arguments']['profile_name']} | imbalance "
+        "| attention | KV memory per rank | with a width for every layer | decoding reads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        keys = ("kv_memory_factor", "kv_memory_factor_by_layer", "decode_factor")
+        lines.append(_line(*_predicted(row), *(f"x{row[key]:.2f}" for key in keys)))
+    return "\n".join(lines)
+
+
+def _predicted(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Of the replica bench: which, imbalance, attention."""
+    return f"TP {row['tp_size']}: {_SLOTS[row['heads']]}", f"{row['imbalance']:.2f}", f"{row['attention_ms']:.0f} ms"
 
 
 def policies_table(result: dict[str, Any]) -> str:
@@ -239,7 +261,7 @@ TABLES = {
         "scheduler": scheduler_table,
         "replicas": replicas_table,
     },
-    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table},
+    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table, "uneven": uneven_table},
 }
 
 
