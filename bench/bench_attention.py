@@ -151,7 +151,8 @@ def main() -> None:
     names = list(RIVALS) if args.policies == "rivals" else [name for name in args.policies.split(",") if name]
     if unknown := sorted(set(names) - set(POLICIES)):
         parser.error(f"--policies names {', '.join(unknown)}, expected some of {', '.join(POLICIES)}, or rivals")
-    results = []
+    results: list[dict[str, Any]] = []
+    facts = provenance(args) | {"seed": SEED}
     for shape_name in args.shapes.split(","):
         for step_name in args.steps.split(","):
             shape, step = SHAPES[shape_name], STEPS[step_name]
@@ -163,8 +164,7 @@ def main() -> None:
                 results.append({"shape": shape_name, "step": step_name, **row})
                 print(json.dumps(results[-1]), flush=True)
             torch.cuda.empty_cache()
-    result = {**provenance(args), "seed": SEED, "results": results}
-    write_atomically(args.out, f"{json.dumps(result, indent=1)}\n".encode())
+            write_atomically(args.out, f"{json.dumps(facts | {'results': results}, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

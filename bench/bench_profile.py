@@ -59,8 +59,8 @@ def options_of(kind: str, job: ProfileJob, folder: Path) -> dict[str, Any]:
         return options
     for name in ("enable_shplb", "shplb_profile"):
         del options[name]
-    if job.device == "cpu":
-        return options | {"attention_backend": "torch_native"}
+    if job.device == "cpu":  # SGLang's own choice there needs AMX
+        return {"attention_backend": "torch_native"} | options
     return options | {"page_size": PAGE_SIZE, "cuda_graph_backend_prefill": "disabled"}
 
 
@@ -157,7 +157,8 @@ def measure(kind: str, args: argparse.Namespace, model: Path) -> list[dict[str, 
     write_request(folder, tuple(documents), args, args.lengths[-1])
     for name in documents:
         CurveSums.path(folder, name, 0).unlink(missing_ok=True)
-    job = ProfileJob(str(model), 1, args.device, SHAPES[args.shape]["torch_dtype"], documents)
+    dtype = SHAPES[args.shape]["torch_dtype"]
+    job = ProfileJob(str(model), 1, args.device, dtype, args.attention_backend, documents)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             seconds, used = pool.submit(run_engine, kind, job, folder).result()
@@ -177,6 +178,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", default="32768", help="tokens of a document, ascending, e.g. 32768,131072")
     parser.add_argument("--documents", type=int, default=2, help="per length, beside the one that warms up")
     parser.add_argument("--row-sampling", type=int, default=8)
+    parser.add_argument("--attention-backend", default="", help="SGLang's; by default its own choice")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path(".cache/bench_profile"))

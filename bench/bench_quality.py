@@ -8,12 +8,13 @@
 Every variant's server answers the same prompts: RULER's 13 tasks, key-value retrieval and conversations that meet a
 cached prefix (greedy replies, scored as strings), and held-out texts of four domains (NLL per token). Differences to
 stock come with paired bootstrap intervals, and a rule says which densities are free of loss: docs/quality.md.
-Times to the first token are taken when nothing else runs. Writes JSON after every length and batch of servers.
+Times to the first token are taken when nothing else runs. Writes JSON whenever a server has answered.
 """
 
 import json
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from long_tasks import Corpus, Materials, read_questions
@@ -50,8 +51,8 @@ class Run:
         self.args = args
         self.encoder = AutoTokenizer.from_pretrained(args.model_path)
         self.workloads: dict[int, Workload] = {}
-        self.dense: dict[int, Sample] = {}
-        self.rows: list[dict[str, Any]] = []
+        self.samples: dict[tuple[int, str], Sample] = {}
+        self.rows: dict[tuple[int, str], dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
         stock_only = all(variant.is_stock for variant in args.variants)
         self.profile = None if stock_only else HeadProfile.load(args.profile)
@@ -76,36 +77,41 @@ class Run:
         """Start the servers of ``variants``, ask them everything, stop them."""
         args = self.args
         settings = ServerSettings(
-            args.model_path, args.device, args.work, args.pool_tokens, args.server_options, args.timeout_s
+            args.model_path, args.device, args.gpus, args.work, args.pool_tokens, args.server_options, args.timeout_s
         )
         with running(variants, settings) as servers:
             self.prepare()
             failed = await_ready(servers, args.timeout_s)
-            self._note(failed)
+            for name, reason in failed.items():
+                self._fail(name, reason)
             say(f"{len(servers) - len(failed)} of {len(servers)} servers are ready")
             for tokens in args.tokens:
                 asked = {name: server for name, server in servers.items() if name not in self.failed}
                 if not asked:
                     return
-                samples, failed = sample_all(asked, variants, self.workloads[tokens], self.encoder, args.work, say)
-                self._note(failed)
-                self._add(variants, tokens, samples)
-                self.write()
+                keep = partial(self._keep, tokens)
+                sample_all(asked, self.workloads[tokens], self.encoder, DENSE, keep, self._fail)
 
-    def _note(self, failed: dict[str, str]) -> None:
-        self.failed |= failed
-        for sentence in failed.values():
-            say(sentence)
-        if DENSE in failed:
-            raise UserError(f"stock SGLang must answer, for all else is compared with it: {failed[DENSE]}")
+    def _fail(self, name: str, reason: str) -> None:
+        self.failed[name] = reason
+        say(reason)
+        if name == DENSE:
+            raise UserError(f"stock SGLang must answer, for all else is compared with it: {reason}")
 
-    def _add(self, variants: list[Variant], tokens: int, samples: dict[str, Sample]) -> None:
-        if DENSE in samples:
-            self.dense[tokens] = samples[DENSE]
-        for variant in variants:
-            if variant.name in samples:
-                sample, plan = samples[variant.name], self.plans.get(variant.name)
-                self.rows.append(row_of(variant, plan, tokens, sample, self.dense[tokens]))
+    def _keep(self, tokens: int, name: str, sample: Sample) -> None:
+        """Its row, and where it is stock's, the rows of all that have answered before; the result as it is now."""
+        say(f"{name} at {tokens} tokens: {sample.wall_s:.0f} s" if not sample.ttft_ms else f"{name} is timed")
+        self.samples[tokens, name] = sample
+        file = self.args.work / f"{name}.{tokens}.replies.json"
+        file.write_text(json.dumps(sample.replies, indent=1))
+        dense = self.samples.get((tokens, DENSE))
+        if dense is None:
+            return
+        for variant in self.args.variants:
+            own = self.samples.get((tokens, variant.name))
+            if own is not None and name in (DENSE, variant.name):
+                self.rows[tokens, variant.name] = row_of(variant, self.plans.get(variant.name), tokens, own, dense)
+        self.write()
 
     def result(self) -> dict[str, Any]:
         args = self.args
@@ -120,8 +126,8 @@ class Run:
             "nll_on": f"second half of each text, windows of {WINDOW} tokens",
             "profile_documents": list(self.profile.documents) if self.profile else [],
             "failed": self.failed,
-            "chosen": chosen_densities(self.rows),
-            "rows": self.rows,
+            "chosen": chosen_densities(list(self.rows.values())),
+            "rows": list(self.rows.values()),
         }
 
     def write(self) -> None:
@@ -161,7 +167,7 @@ def main() -> None:
             run.serve(args.variants[first : first + args.parallel])
     except (UserError, ValueError) as error:
         sys.exit(f"bench_quality: {error}")
-    print_table(run.rows)
+    print_table(list(run.rows.values()))
     print(f"wrote {args.out}")
     if complaints := judge_run(run, reference):
         sys.exit("\n".join(complaints))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What replicas of KV groups do to the balance of ranks, in the simulator, and what they cost in KV memory.
+"""What replicas of KV groups do to the balance of ranks, predicted, and what they cost; beside uneven counts of groups.
 
     python bench/bench_replicas.py --profile PROFILE [--tp 2,4,8] [--tokens 131072]
 
@@ -7,6 +7,11 @@ The heads of a real profile are stretched to the attention shape of Llama-3.1-8B
 every layer draws its 32 heads, with replacement, from the real heads of the same layer of the profiled model, so heads
 differ as they did there. Budgets are solved on the profile itself. Attention of one prompt, in chunks of 8192, is
 what the step planner predicts for an H200; a rank takes at least as long as its longest page list.
+
+Uneven counts: ranks may hold any number of groups, where that makes a layer's largest load smaller. Every rank's KV
+pool has as many tokens as the fullest one's, and is as wide in every layer as in the widest; pools with a width for
+every layer would take less, with ranks named such that all hold about as many groups. Decoding waits, layer by layer,
+for the rank that holds most.
 """
 
 import argparse
@@ -16,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from provenance import provenance
+from uneven_counts import LayerTimes, counts_of, makespans_of, place_unevenly, uneven_times
 
 from shplb.allocation import placed_order
 from shplb.commands.numbers import parse_numbers
@@ -23,11 +29,9 @@ from shplb.model import Fingerprint, ModelShape
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
 from shplb.planning import make_plan
-from shplb.prediction import CHUNK_TOKENS
 from shplb.profile import HeadProfile
 from shplb.rank_loads import imbalance
 from shplb.replica_price import price_of
-from shplb.simulator import simulate
 from shplb.sparsity import query_block_size
 
 ROOT = Path(__file__).parents[1]
@@ -52,35 +56,46 @@ def stretched(plan: ServingPlan, seed: int) -> ServingPlan:
     )
 
 
-def measure(plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int) -> dict[str, float]:
-    """Predicted attention of one prompt: slowest over mean rank, layer by layer and chunk by chunk, and its time."""
-    planner = planner_of(plan, pages, order, plan.tp_size)
-    prefix = np.arange(0, tokens, CHUNK_TOKENS)
-    new = np.minimum(tokens - prefix, CHUNK_TOKENS)
-    steps = simulate(planner, np.arange(len(prefix) + 1), prefix, new, "sparse")
-    ratio = float(steps.makespan_ns.sum() * plan.tp_size / steps.rank_ns.sum())
-    return {"imbalance": round(ratio, 4), "attention_ms": round(float(steps.makespan_ns.sum()) * 1e-6, 3)}
-
-
 def rows_of(plan: ServingPlan, tp_size: int, tokens: int) -> list[dict]:
     plan = msgspec.structs.replace(plan, tp_size=tp_size)
     pages = np.asarray(plan.budget_table(tokens).pages)
-    rows = []
+    rows, times = [], {}
     for name, replicas in (("contiguous", 0), ("placed", 0), ("replicas", 1)):
         order = plan.own_order if name == "contiguous" else placed_order(plan.loads, tp_size, replicas)
         made = msgspec.structs.replace(plan, physical_to_logical=order, replicas=replicas)
+        times[name] = LayerTimes.of(makespans_of(planner_of(plan, pages, order, tp_size), tokens))
         rows.append(
             {
                 "tp_size": tp_size,
                 "heads": name,
                 "replicas": replicas,
-                **measure(plan, pages, order, tokens),
+                **times[name].facts(tp_size),
                 "load_imbalance": round(imbalance(made.rank_loads(plan.loads)), 4),
                 "kv_memory_factor": price_of(made).factor,
+                "kv_memory_factor_by_layer": price_of(made).factor,
+                "decode_factor": price_of(made).factor,
                 "kv_bytes_per_token": price_of(made).kv_bytes_per_token,
             }
         )
-    return rows
+    return [*rows[:2], uneven_row(plan, pages, tokens), rows[2]]
+
+
+def uneven_row(plan: ServingPlan, pages: np.ndarray, tokens: int) -> dict:
+    ranks, layers = plan.tp_size, plan.model.num_layers
+    placement = place_unevenly(plan.loads, ranks)
+    counts = counts_of(placement, ranks)
+    even = GROUPS // ranks
+    return {
+        "tp_size": ranks,
+        "heads": "uneven",
+        "replicas": 0,
+        **uneven_times(plan, pages, placement, tokens).facts(ranks),
+        "kv_memory_factor": int(counts.max()) / even,
+        "kv_memory_factor_by_layer": round(int(counts.sum(axis=0).max()) / (even * layers), 4),
+        "decode_factor": round(int(counts.max(axis=1).sum()) / (even * layers), 4),
+        "kv_bytes_per_token": price_of(plan).kv_bytes_per_token // even * int(counts.max()),
+        "uneven_layers": int((np.ptp(counts, axis=1) > 0).sum()),
+    }
 
 
 def main() -> None:

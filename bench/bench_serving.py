@@ -98,7 +98,8 @@ def measured_facts(found: dict[str, Any]) -> dict[str, Any]:
     """Of an S-HPLB server's counters, what all its steps together took; times on the GPU where steps were sampled."""
     wanted = (
         "plan_ms_per_step", "imbalance", "contiguous_imbalance", "sampled_steps", "selection_ms_per_step",
-        "attention_ms_per_step", "measured_bubble", "predicted_over_measured",
+        "attention_ms_per_step", "measured_bubble", "predicted_over_measured", "attention_time_drift",
+        "feedback", "rank_speeds",
     )  # fmt: skip
     return {key: found[key] for key in wanted if key in found}
 
@@ -206,7 +207,10 @@ def plan_files(args: argparse.Namespace) -> dict[str, Path | None]:
     if not sparse:
         return files
     if args.plan is None:
-        placed = spread_plan(args.model, tp_size=args.tp, density=args.density, sigma=args.sigma, seed=args.seed)
+        placed = spread_plan(
+            args.model, tp_size=args.tp, density=args.density, sigma=args.sigma, seed=args.seed,
+            group_sigma=args.group_sigma,
+        )  # fmt: skip
     else:
         placed = ServingPlan.load(args.plan)
     for variant in sparse:

@@ -31,14 +31,18 @@ _QWEN25_7B: dict[str, Any] = {
     "max_position_embeddings": 131072, "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
     "use_sliding_window": False, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
+_QWEN25_3B: dict[str, Any] = _QWEN25_7B | {
+    "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+    "intermediate_size": 11008, "vocab_size": 151936,
+}  # fmt: skip
 
-#: config.json by name. "groups2" has two KV groups of eight heads; "wide-kv" fills a GPU with few tokens, half a MiB of
-#: KV cache each; "tiny" is for a trial without a GPU.
+#: config.json by name. "qwen2.5-3b" has two KV groups of eight heads; "wide-kv" fills a GPU with few tokens, half a MiB
+#: of KV cache each; "tiny" is for a trial without a GPU.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": _LLAMA31_8B,
     "llama-3.1-8b-8layers": _LLAMA31_8B | {"num_hidden_layers": 8},
     "qwen2.5-7b": _QWEN25_7B,
-    "groups2": _LLAMA31_8B | {"num_attention_heads": 16, "num_key_value_heads": 2},
+    "qwen2.5-3b": _QWEN25_3B,
     "wide-kv": _LLAMA31_8B | {
         "num_key_value_heads": 32, "hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 1024,
         "max_position_embeddings": 524288,
@@ -77,9 +81,16 @@ def write_dummy_model(folder: Path, shape: str) -> Path:
     return folder
 
 
-def lognormal_budgets(shape: tuple[int, ...], density: float, sigma: float, seed: int) -> np.ndarray:
-    """float64 in [0.002, 1] of ``shape`` with mean ``density``: log-normal, scaled, then clipped."""
-    drawn = np.random.default_rng(seed).lognormal(0.0, sigma, shape)
+def lognormal_budgets(
+    shape: tuple[int, ...], density: float, sigma: float, seed: int, *, group_size: int = 1, group_sigma: float = 0.0
+) -> np.ndarray:
+    """float64 in [0.002, 1] of ``shape`` with mean ``density``: log-normal, scaled, then clipped.
+
+    Every run of ``group_size`` heads shares a further log-normal factor of ``group_sigma``.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.lognormal(0.0, sigma, shape)
+    drawn *= np.repeat(generator.lognormal(0.0, group_sigma, (*shape[:-1], shape[-1] // group_size)), group_size, -1)
     low, high = 0.0, 1.0 / float(drawn.min())
     # Clipping moves the mean, so the scale that meets it is searched for.
     for _ in range(60):
@@ -89,15 +100,18 @@ def lognormal_budgets(shape: tuple[int, ...], density: float, sigma: float, seed
     return np.clip(drawn * scale, _LEAST_BUDGET, 1.0)
 
 
-def spread_plan(model_dir: Path, *, tp_size: int, density: float, sigma: float, seed: int) -> ServingPlan:
-    """A plan for the model in ``model_dir`` whose heads differ by log-normal factors, the same at all lengths.
+def spread_plan(
+    model_dir: Path, *, tp_size: int, density: float, sigma: float, seed: int, group_sigma: float = 0.0
+) -> ServingPlan:
+    """A plan for the model in ``model_dir`` whose heads, and KV groups, differ by log-normal factors, at all lengths.
 
     Raises:
         PlanningError: ``tp_size`` does not divide the KV heads.
     """
     shape = ModelShape.from_config(read_config(model_dir))
     check_tp_size(shape, tp_size)
-    budgets = lognormal_budgets((shape.num_layers, shape.num_qo_heads), density, sigma, seed)
+    heads = shape.num_layers, shape.num_qo_heads
+    budgets = lognormal_budgets(heads, density, sigma, seed, group_size=shape.group_size, group_sigma=group_sigma)
     loads = budgets.reshape(shape.num_layers, shape.num_kv_heads, shape.group_size).sum(axis=2)
     loads = np.rint(loads * _LOAD_UNITS).astype(np.int64)
     return ServingPlan(
@@ -108,7 +122,7 @@ def spread_plan(model_dir: Path, *, tp_size: int, density: float, sigma: float, 
         objective="min_error",
         scope="model",
         density=density,
-        profile_hash=f"none: log-normal budgets, sigma {sigma:g}, seed {seed}",
+        profile_hash=f"none: log-normal budgets, sigma {sigma:g}, of groups {group_sigma:g}, seed {seed}",
         versions={"shplb": version("shplb")},
         lengths=np.array(_LENGTHS, dtype=np.int64),
         budgets=np.repeat(budgets[:, :, None], len(_LENGTHS), axis=2),

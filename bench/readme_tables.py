@@ -35,6 +35,12 @@ _POLICIES = {
     "policy xattention": "as XAttention",
     "policy flexprefill": "as FlexPrefill",
 }
+_SLOTS = {
+    "contiguous": "contiguous",
+    "placed": "placed",
+    "uneven": "placed, uneven counts",
+    "replicas": "placed, `--replicas 1`",
+}
 _PLACED = ((8, 2), (32, 8), (64, 8))
 _PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as placed"}
 
@@ -56,8 +62,7 @@ def quality_table(result: dict[str, Any]) -> str:
             what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
             lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | {ttft} | |")
             continue
-        name = row["policy"] or _BUDGETS.get(row["objective"], row["objective"])
-        name += ", per layer" if row["scope"] == "layer" else ""
+        name = variant_name(row)
         mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
         worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
         nll = _interval(row["nll_over_dense_percent"], " %")
@@ -65,6 +70,12 @@ def quality_table(result: dict[str, Any]) -> str:
         cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, ttft, rule)
         lines.append(_line(*cells))
     return "\n".join(lines)
+
+
+def variant_name(row: dict[str, Any]) -> str:
+    """What chooses pages, in words where there are some; budgets are named where a policy has not its own."""
+    what = row["name"].rpartition("@")[0]
+    return _BUDGETS.get(what) or _POLICIES.get(f"policy {what}") or what
 
 
 def _interval(found: dict[str, float] | None, unit: str) -> str:
@@ -152,12 +163,28 @@ def replicas_table(result: dict[str, Any]) -> str:
         f"| simulated, {result['tokens']} tokens | imbalance | attention | KV memory per rank |",
         "|---|---|---|---|",
     ]
-    names = {"contiguous": "contiguous", "placed": "placed", "replicas": "placed, `--replicas 1`"}
     for row in result["rows"]:
-        where = f"TP {row['tp_size']}: {names[row['heads']]}"
-        factor = f"x{row['kv_memory_factor']:.2f}"
-        lines.append(f"| {where} | {row['imbalance']:.2f} | {row['attention_ms']:.0f} ms | {factor} |")
+        if row["heads"] != "uneven":
+            lines.append(_line(*_predicted(row), f"x{row['kv_memory_factor']:.2f}"))
     return "\n".join(lines)
+
+
+def uneven_table(result: dict[str, Any]) -> str:
+    """The same beside uneven counts of KV groups, with all prices."""
+    lines = [
+        f"| predicted, {result['tokens']} tokens, heads of {result['arguments']['profile_name']} | imbalance "
+        "| attention | KV memory per rank | with a width for every layer | decoding reads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        keys = ("kv_memory_factor", "kv_memory_factor_by_layer", "decode_factor")
+        lines.append(_line(*_predicted(row), *(f"x{row[key]:.2f}" for key in keys)))
+    return "\n".join(lines)
+
+
+def _predicted(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Of the replica bench: which, imbalance, attention."""
+    return f"TP {row['tp_size']}: {_SLOTS[row['heads']]}", f"{row['imbalance']:.2f}", f"{row['attention_ms']:.0f} ms"
 
 
 def policies_table(result: dict[str, Any]) -> str:
@@ -234,7 +261,7 @@ TABLES = {
         "scheduler": scheduler_table,
         "replicas": replicas_table,
     },
-    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table},
+    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table, "uneven": uneven_table},
 }
 
 

@@ -54,8 +54,8 @@ def halved(loads: np.ndarray, slot_groups: np.ndarray) -> np.ndarray:
 def bench_replica_steps(rng: np.random.Generator, aligned: Callable[[int], np.ndarray], timed: Timed) -> list[dict]:
     """Planning a chunk of 8192 after 122880 tokens, 32 layers, 32 query and 8 KV heads on 8 ranks, one thread.
 
-    What dividing costs is the difference of ``predict`` between the two; ``plan`` also writes the lists of twice as
-    many slots.
+    What dividing costs is the difference of ``predict`` to whole groups; ``plan`` also writes the lists of twice as
+    many slots. Unequal speeds are what feedback sets.
     """
     visible = np.arange(2049)
     density = np.clip(rng.lognormal(np.log(0.1), 0.8, (32, 32, 1)), 0.005, 1)
@@ -64,10 +64,17 @@ def bench_replica_steps(rng: np.random.Generator, aligned: Callable[[int], np.nd
     whole = np.tile(np.arange(8, dtype=np.int32).reshape(1, 8, 1), (32, 1, 1))
     copied = np.ascontiguousarray(place_replicas(loads, 8, 1).slot_groups)
     rows = []
-    for name, slots in (("whole", whole), ("replicas", copied)):
+    unequal = np.array([1000, 1024, 1100, 920, 1024, 1040, 1010, 1030])
+    for name, slots, speeds in (
+        ("whole", whole, None),
+        ("replicas", copied, None),
+        ("replicas, unequal speeds", copied, unequal),
+    ):
         planner = StepPlanner(
             num_kv_heads=8, head_dim=128, keep_pages=keep, slot_groups=slots, rank=0, cost=CostModel()
         )
+        if speeds is not None:
+            planner.set_rank_speeds(speeds)
         for step, prefix, new in (
             ("chunk_8192_on_122880", [122880], [8192]),
             ("8 x 1024", [1024 * i for i in range(8)], [1024] * 8),

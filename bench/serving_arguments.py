@@ -54,6 +54,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--plan", type=Path, help="default: random budgets as follows")
     parser.add_argument("--spread", choices=["lognormal"], default="lognormal")
     parser.add_argument("--sigma", type=float, default=0.8)
+    parser.add_argument("--group-sigma", type=float, default=0.0, help="further spread, of whole KV groups")
     parser.add_argument("--density", type=float, help="mean budget")
     parser.add_argument("--replicas", type=int, default=1, help="extra KV-group slots per rank of shplb-replicas")
     parser.add_argument("--seed", type=int, default=20260310)

@@ -40,6 +40,7 @@ class Arguments(msgspec.Struct):
     texts: Path | None
     questions: Path | None
     device: str
+    gpus: int
     parallel: int
     pool_tokens: int
     server_options: list[str]
@@ -57,7 +58,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--tokens", help="prompt lengths, reply included, e.g. 16384,32768")
     parser.add_argument(
         "--variants", nargs="+",
-        help="dense, OBJECTIVE@DENSITY, OBJECTIVE-layer@DENSITY, POLICY@DENSITY, OBJECTIVE+POLICY@DENSITY; computed "
+        help="dense, BUDGETS@DENSITY, POLICY@DENSITY (with its own budgets), BUDGETS+POLICY@DENSITY; computed "
         "densities, which hold at the longest length",
     )  # fmt: skip
     parser.add_argument("--tasks", help=f"some of {','.join(NAMES)}")
@@ -67,6 +68,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--texts", type=Path, help="your own: FILE.jsonl or a folder, for haystacks and NLL")
     parser.add_argument("--questions", type=Path, help="your own: .jsonl of question, answers, paragraphs")
     parser.add_argument("--parallel", type=int, default=1, help="servers at a time; a GPU holds many of a small model")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs over which the servers of a time are dealt")
     parser.add_argument("--pool-tokens", type=int, help="of every server's KV pool")
     parser.add_argument("--server-options", default="", help="further options for every server, in one string")
     parser.add_argument("--timeout-s", type=float, default=900.0, help="for servers to start")
@@ -95,7 +97,7 @@ def arguments(description: str, argv: list[str] | None = None) -> Arguments:
     tasks = list(dict.fromkeys(given.tasks.split(",")))
     if unknown := sorted(set(tasks) - set(NAMES)):
         parser.error(f"--tasks holds {', '.join(unknown)}, expected some of {', '.join(NAMES)}.")
-    for name in ("prompts", "num_texts", "parallel"):
+    for name in ("prompts", "num_texts", "parallel", "gpus"):
         if getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(given, name)}, expected 1 or more.")
     work = given.work.resolve()
@@ -103,7 +105,7 @@ def arguments(description: str, argv: list[str] | None = None) -> Arguments:
         settings=given, model_path=given.model_path or work / "smollm2-float32", model_name=given.model_name,
         profile=given.profile or work / "model.profile.safetensors", tokens=tokens, variants=variants, tasks=tasks,
         amounts=Amounts(given.prompts, given.num_texts, given.timed, given.seed), texts=given.texts,
-        questions=given.questions, device=given.device, parallel=given.parallel,
+        questions=given.questions, device=given.device, gpus=given.gpus, parallel=given.parallel,
         pool_tokens=given.pool_tokens or _POOL_PROMPTS[given.device] * tokens[-1],
         server_options=shlex.split(given.server_options), timeout_s=given.timeout_s, work=work, out=given.out,
         check=given.check,

@@ -3,8 +3,6 @@
 
 import concurrent.futures
 import contextlib
-import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,21 +21,26 @@ _CHUNK_TOKENS = {"cuda": 8192, "cpu": 1536}
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
-    """What all servers of a run share. options: come last and so win. pool_tokens: of every KV pool."""
+    """What all servers of a run share. options: come last and so win. gpus: over which servers are dealt in turn.
+    pool_tokens: of every KV pool.
+    """
 
     model_path: Path
     device: str
+    gpus: int
     work: Path
     pool_tokens: int
     options: list[str]
     timeout_s: float
 
-    def server_of(self, variant: Variant) -> Server:
-        """A server that is not started yet; sparse ones take our path wherever more than one token is new."""
+    def server_of(self, variant: Variant, index: int) -> Server:
+        """The run's server number ``index``, not started yet; sparse ones take our path where tokens are new."""
         options = ["--skip-server-warmup", "--max-total-tokens", str(self.pool_tokens + _POOL_SLACK)]
         options += ["--chunked-prefill-size", str(_CHUNK_TOKENS[self.device])]
         if self.device == "cpu":
             options += ["--dtype", "float32"]
+        elif self.gpus > 1:
+            options += ["--base-gpu-id", str(index % self.gpus)]
         env = {}
         if variant.is_stock:
             options += ["--attention-backend", "torch_native"] if self.device == "cpu" else []
@@ -53,7 +56,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
 def running(variants: list[Variant], settings: ServerSettings) -> Iterator[dict[str, Server]]:
     """Servers of all variants, started but not awaited; a server dies with the thread that started it."""
     with contextlib.ExitStack() as stack:
-        yield {variant.name: stack.enter_context(settings.server_of(variant)) for variant in variants}
+        made = [settings.server_of(variant, index) for index, variant in enumerate(variants)]
+        yield {variant.name: stack.enter_context(server) for variant, server in zip(variants, made, strict=True)}
 
 
 def await_ready(servers: dict[str, Server], timeout_s: float) -> dict[str, str]:
@@ -68,31 +72,31 @@ def await_ready(servers: dict[str, Server], timeout_s: float) -> dict[str, str]:
 
 
 def sample_all(
-    servers: dict[str, Server], variants: list[Variant], workload: Workload, encoder: Encoder, work: Path,
-    say: Callable[[str], None],
-) -> tuple[dict[str, Sample], dict[str, str]]:  # fmt: skip
-    """(samples, reasons of failure), by name; replies go to files in ``work``."""
+    servers: dict[str, Server], workload: Workload, encoder: Encoder, stock: str,
+    on_sample: Callable[[str, Sample], None], on_failure: Callable[[str, str], None],
+) -> None:  # fmt: skip
+    """Ask all servers at once, then time them one after the other; each is reported when it has answered, and again
+    with its times. ``stock``: the name of the one that has no S-HPLB.
+    """
     samples: dict[str, Sample] = {}
-    failed: dict[str, str] = {}
-    sparse = {variant.name: not variant.is_stock for variant in variants}
     with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:
-        futures = {
-            name: pool.submit(take_sample, server, workload, encoder, sparse=sparse[name])
+        names = {
+            pool.submit(take_sample, server, workload, encoder, sparse=name != stock): name
             for name, server in servers.items()
         }
-        for name, future in futures.items():
+        for future in concurrent.futures.as_completed(names):
+            name = names[future]
             try:
-                sample = samples[name] = future.result()
+                sample = future.result()
             except (ServerFailedError, OSError) as error:
-                failed[name] = f"{name} failed at {workload.tokens} tokens: {error}"
+                on_failure(name, f"{name} failed at {workload.tokens} tokens: {error}")
                 continue
-            (work / f"{name}.{workload.tokens}.replies.json").write_text(json.dumps(sample.replies, indent=1))
-            say(f"{name} at {workload.tokens} tokens: {sample.wall_s:.0f} s")
-            if sparse[name] and not sample.path["sparse_steps"]:
-                failed[name] = f"{name} computed no step sparse at {workload.tokens} tokens; see {servers[name].log}."
-                del samples[name]
-    start = time.monotonic()
+            if name != stock and not sample.path["sparse_steps"]:
+                log = servers[name].log
+                on_failure(name, f"{name} computed no step sparse at {workload.tokens} tokens; see {log}.")
+                continue
+            samples[name] = sample
+            on_sample(name, sample)
     for name, sample in samples.items():
         sample.ttft_ms = time_prompts(servers[name], workload.timed)
-    say(f"timing took {time.monotonic() - start:.0f} s")
-    return samples, failed
+        on_sample(name, sample)

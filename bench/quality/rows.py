@@ -36,8 +36,7 @@ def row_of(variant: Variant, plan: ServingPlan | None, tokens: int, sample: Samp
     differences = task_differences(shown, {task: dense.scores[task] for task in counted}) if counted else None
     verdict = judge(differences, percent, {task: len(values) for task, values in shown.items()})
     row |= {
-        "objective": variant.objective,
-        "scope": variant.scope,
+        "budgets": variant.budgets,
         "policy": variant.policy,
         "asked_density": plan.density if plan else None,
         "computed_density": computed_density(plan, tokens) if plan else None,

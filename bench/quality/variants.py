@@ -2,19 +2,16 @@
 """What is compared: stock dense, and S-HPLB at some density under an objective or another policy of choosing pages."""
 
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
-from shplb.budget import Objective, Scope
 from shplb.errors import UserError
 from shplb.plan import ServingPlan
-from shplb.planning import PlanMaker
+from shplb.policies import BUDGETS, DEFAULT, POLICIES, Budgets, parse_policy
 from shplb.profile import HeadProfile
 from shplb.quality.candidates import computed_density
 
 DENSE = "dense"
-_DEFAULT_OBJECTIVE: Objective = "min_error"
 _BISECTIONS = 30
 
 
@@ -25,14 +22,13 @@ class VariantError(UserError):
 class Variant(msgspec.Struct, frozen=True):
     """One server of the comparison.
 
-    policy: a name for the server's --shplb-policy, "" for its default. density: computed share of the causal blocks,
-    1.0 of the stock server. Budgets are the objective's, over the whole model or per layer.
+    budgets: a name of BUDGETS. policy: a name for the server's --shplb-policy, "" for its default. density: computed
+    share of the causal blocks, 1.0 of the stock server.
     """
 
     name: str
     density: float = 1.0
-    objective: Objective = _DEFAULT_OBJECTIVE
-    scope: Scope = "model"
+    budgets: str = POLICIES[DEFAULT].budgets
     policy: str = ""
 
     @property
@@ -41,7 +37,7 @@ class Variant(msgspec.Struct, frozen=True):
 
 
 def parse_variant(text: str) -> Variant:
-    """ "dense", "OBJECTIVE@0.1", "OBJECTIVE-layer@0.1", "OBJECTIVE+POLICY@0.1", or "POLICY@0.1" for any other name.
+    """ "dense", "BUDGETS@0.1", "POLICY@0.1" with the policy's own budgets, or "BUDGETS+POLICY@0.1".
 
     Raises VariantError in one sentence for anything else.
     """
@@ -55,18 +51,19 @@ def parse_variant(text: str) -> Variant:
     if not what or not 0.0 < value <= 1.0:
         raise VariantError(f"--variants holds {text}, expected dense or NAME@DENSITY such as min_error@0.1.")
     budgets, _, policy = what.partition("+")
-    for known in get_args(Objective):
-        if budgets.removesuffix("-layer") == known:
-            return Variant(text, value, known, "layer" if budgets.endswith("-layer") else "model", policy)
-    return Variant(text, value, policy=what)
+    if budgets not in BUDGETS:
+        budgets, policy = "", what
+    try:
+        own = parse_policy(policy).budgets if policy else ""
+    except ValueError as error:
+        raise VariantError(f"--variants holds {text}, but its {error}, or budgets of {', '.join(BUDGETS)}.") from None
+    return Variant(text, value, budgets or own, policy)
 
 
-def plan_at(
-    profile: HeadProfile, objective: Objective, computed: float, tokens: int, scope: Scope = "model"
-) -> ServingPlan:
+def plan_at(profile: HeadProfile, budgets: Budgets, computed: float, tokens: int) -> ServingPlan:
     """The plan whose *computed* density on a prompt of ``tokens`` tokens is ``computed``, by bisection."""
-    maker = PlanMaker(profile, tp_size=1, objective=objective, scope=scope)
-    if computed >= 1.0:
+    maker = budgets.maker(profile, 1)
+    if computed >= 1.0 or budgets.dense:
         return maker.plan(1.0)
     low, high = 1e-3, 1.0
     for _ in range(_BISECTIONS):
@@ -78,7 +75,7 @@ def plan_at(
 
 def save_plans(variants: list[Variant], profile: HeadProfile, tokens: int, folder: Path) -> dict[str, ServingPlan]:
     """Plans of all variants but stock, by name, each in a file of :func:`plan_path`; densities hold at ``tokens``."""
-    plans = {v.name: plan_at(profile, v.objective, v.density, tokens, v.scope) for v in variants if not v.is_stock}
+    plans = {v.name: plan_at(profile, BUDGETS[v.budgets], v.density, tokens) for v in variants if not v.is_stock}
     folder.mkdir(parents=True, exist_ok=True)
     for name, plan in plans.items():
         plan.save(plan_path(folder, name))

@@ -8,6 +8,7 @@ import msgspec
 from long_tasks import TASKS, Example, Materials, TooShortError, examples
 from long_tasks.conversation import Conversation, conversations
 
+from shplb.quality.measurement import WINDOW
 from shplb.texts import Document, held_out_documents, user_documents
 from shplb.texts.encoding import Encoder
 
@@ -46,7 +47,9 @@ def make_workload(
     user_texts: Path | None = None,
     on_task: Callable[[str], None] = lambda name: None,
 ) -> Workload:
-    """All prompts of ``tokens`` tokens, replies included; texts of exactly so many, the user's where a path is given.
+    """All prompts of ``tokens`` tokens, replies included, and texts, the user's where a path is given.
+
+    Texts are a window of NLL shorter, since SGLang wants room for a reply where they would fill the model's context.
 
     Raises ValueError for an unknown task, and where no text is so long.
     """
@@ -64,9 +67,11 @@ def make_workload(
     if MULTI_TURN in tasks:
         talks = conversations(tokens, encoder, materials.corpus, count=amounts.prompts, seed=amounts.seed)
     if user_texts is not None:
-        texts = user_documents(user_texts, tokens, encoder)[: amounts.texts]
+        texts = user_documents(user_texts, tokens - WINDOW, encoder)[: amounts.texts]
     else:
-        texts = held_out_documents(tokens, encoder, domains=TEXT_DOMAINS, limit=amounts.texts, seed=amounts.seed)
+        texts = held_out_documents(
+            tokens - WINDOW, encoder, domains=TEXT_DOMAINS, limit=amounts.texts, seed=amounts.seed
+        )
     # Only their length matters; one more is for warming up.
     timed = [_rotated(texts[i % len(texts)].token_ids, 101 * (i + 1)) for i in range(amounts.timed + 1)]
     return Workload(tokens, found, talks, texts, timed if amounts.timed else [], left_out)

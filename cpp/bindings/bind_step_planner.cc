@@ -96,6 +96,13 @@ py::array DecodeLoads(PyStepPlanner& self, const py::object& kv_lens) {
   return Own(std::move(loads), {layers, ranks});
 }
 
+void SetRankSpeeds(PyStepPlanner& self, const py::object& speeds) {
+  const py::array values = RequireArray<std::int64_t>(speeds, "speeds", 1);
+  const py::gil_scoped_release release;
+  const std::lock_guard lock(self.mutex);
+  self.planner.SetRankSpeeds(SpanOf<std::int64_t>(values));
+}
+
 /// Property that views one vector of the plan in a shape made from its extents.
 template <class T, class Shape>
 auto View(std::vector<T> StepPlan::* field, Shape shape) {
@@ -140,17 +147,22 @@ void BindStepPlan(py::module_& m) {
       .def_property_readonly("cta_makespan_ns", View(&StepPlan::cta_makespan_ns, layers),
                              "int64 [num_layers], this rank as scheduled")
       .def_property_readonly("rank_makespan_ns", View(&StepPlan::rank_makespan_ns, ranks),
-                             "int64 [num_layers, num_ranks], predicted")
+                             "int64 [num_layers, num_ranks], predicted, at the ranks' speeds")
       .def_property_readonly("owned_blocks", View(&StepPlan::owned_blocks, owned),
                              "int32 [num_layers, list heads, 2], half-open block ranges")
-      .def_readonly("step_ns", &PyStepPlan::step_ns, "predicted attention time as planned")
-      .def_readonly("dense_ns", &PyStepPlan::dense_ns, "predicted attention time, all stock");
+      .def_readonly("step_ns", &PyStepPlan::step_ns,
+                    "predicted attention time as planned, nominal speed")
+      .def_readonly("dense_ns", &PyStepPlan::dense_ns,
+                    "the same with every request on the stock path");
 }
 
 }  // namespace
 
 void BindStepPlanner(py::module_& m) {
   BindStepPlan(m);
+  m.attr("NOMINAL_SPEED") = kNominalSpeed;
+  m.attr("LEAST_SPEED") = kLeastSpeed;
+  m.attr("MOST_SPEED") = kMostSpeed;
   py::class_<PyStepPlanner>(m, "StepPlanner", "See shplb.StepPlanner.")
       .def(py::init(&Make), py::kw_only(), py::arg("num_kv_heads"), py::arg("head_dim"),
            py::arg("keep_pages"), py::arg("slot_groups"), py::arg("rank"),
@@ -167,6 +179,8 @@ void BindStepPlanner(py::module_& m) {
            py::arg("mode") = "auto", "Plan one step into out.")
       .def("predict", &Predict, py::arg("prefix_lens"), py::arg("new_lens"),
            py::arg("mode") = "auto", "Predictions of plan alone.")
+      .def("set_rank_speeds", &SetRankSpeeds, py::arg("speeds"),
+           "Speeds of the ranks from the next step on, in 1/NOMINAL_SPEED.")
       .def("decode_loads", &DecodeLoads, py::arg("kv_lens"),
            "int64 [num_layers, num_ranks], summed CTA time (ns) of sparse decoding.");
 }

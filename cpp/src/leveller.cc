@@ -8,8 +8,6 @@ namespace shplb::internal {
 
 namespace {
 
-std::int64_t CeilDivide(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-
 void Move(SharedLoad* shared, std::int32_t side, std::int64_t amount,
           std::span<std::int64_t> load) {
   shared->at[side] -= amount;
@@ -20,38 +18,48 @@ void Move(SharedLoad* shared, std::int32_t side, std::int64_t amount,
 
 }  // namespace
 
-void LevelPairs(std::span<SharedLoad> shared, std::span<std::int64_t> load) {
+void LevelPairs(std::span<SharedLoad> shared, std::span<std::int64_t> load,
+                const RankSpeeds& speeds) {
   for (SharedLoad& s : shared) {
-    const std::int64_t half = (load[s.rank[0]] - load[s.rank[1]]) / 2;
-    Move(&s, 0, std::clamp(half, -s.at[1], s.at[0]), load);
+    const std::int64_t excess = speeds.Excess(s.rank[0], s.rank[1], load);
+    Move(&s, 0, std::clamp(excess, -s.at[1], s.at[0]), load);
   }
 }
 
 std::int64_t Leveller::Level(std::span<SharedLoad> shared, std::span<std::int64_t> load,
-                             std::int64_t slack) {
-  const auto num_ranks = static_cast<std::int64_t>(load.size());
+                             const RankSpeeds& speeds, std::int64_t slack) {
   from_.resize(load.size());
   is_reached_.resize(load.size());
+  room_.resize(load.size());
+  reached_.resize(load.size());
+  std::iota(reached_.begin(), reached_.end(), 0);
   std::int64_t ceiling =
-      CeilDivide(std::accumulate(load.begin(), load.end(), std::int64_t{0}), num_ranks);
-  for (std::int32_t rank = 0; rank < num_ranks; ++rank) {
-    while (load[rank] > ceiling + slack) {
-      const std::int32_t sink = FindSink(shared, load, rank, ceiling);
+      speeds.TimeTogether(reached_, std::accumulate(load.begin(), load.end(), std::int64_t{0}));
+  SetCeiling(ceiling, speeds);
+  for (std::int32_t rank = 0; rank < static_cast<std::int32_t>(load.size()); ++rank) {
+    while (load[rank] > room_[rank] + slack) {
+      const std::int32_t sink = FindSink(shared, load, rank);
       if (sink >= 0) {
-        Push(shared, load, rank, sink, ceiling);
+        Push(shared, load, rank, sink);
         continue;
       }
       std::int64_t sum = 0;
       for (const std::int32_t r : reached_) sum += load[r];
-      ceiling = CeilDivide(sum, static_cast<std::int64_t>(reached_.size()));
+      ceiling = speeds.TimeTogether(reached_, sum);
+      SetCeiling(ceiling, speeds);
     }
   }
   return ceiling;
 }
 
+void Leveller::SetCeiling(std::int64_t ceiling, const RankSpeeds& speeds) {
+  for (std::size_t rank = 0; rank < room_.size(); ++rank) {
+    room_[rank] = speeds.Work(static_cast<std::int64_t>(rank), ceiling);
+  }
+}
+
 std::int32_t Leveller::FindSink(std::span<const SharedLoad> shared,
-                                std::span<const std::int64_t> load, std::int32_t rank,
-                                std::int64_t ceiling) {
+                                std::span<const std::int64_t> load, std::int32_t rank) {
   std::fill(is_reached_.begin(), is_reached_.end(), std::uint8_t{0});
   reached_.assign(1, rank);
   is_reached_[rank] = 1;
@@ -64,7 +72,7 @@ std::int32_t Leveller::FindSink(std::span<const SharedLoad> shared,
       const std::int32_t other = s.rank[1 - side];
       if (is_reached_[other]) continue;
       from_[other] = {static_cast<std::int32_t>(k), side};
-      if (load[other] < ceiling) return other;
+      if (load[other] < room_[other]) return other;
       is_reached_[other] = 1;
       reached_.push_back(other);
     }
@@ -73,8 +81,8 @@ std::int32_t Leveller::FindSink(std::span<const SharedLoad> shared,
 }
 
 void Leveller::Push(std::span<SharedLoad> shared, std::span<std::int64_t> load, std::int32_t rank,
-                    std::int32_t sink, std::int64_t ceiling) {
-  std::int64_t amount = std::min(load[rank] - ceiling, ceiling - load[sink]);
+                    std::int32_t sink) {
+  std::int64_t amount = std::min(load[rank] - room_[rank], room_[sink] - load[sink]);
   for (std::int32_t r = sink; r != rank; r = shared[from_[r].shared].rank[from_[r].side]) {
     amount = std::min(amount, shared[from_[r].shared].at[from_[r].side]);
   }

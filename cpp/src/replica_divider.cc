@@ -12,13 +12,21 @@ constexpr std::int64_t kSlack = 1024;
 /// Replicas are cut again while a rank is above the optimum by more than this part of it.
 constexpr std::int64_t kEnough = 256;
 constexpr int kMostRounds = 4;
+/// Of a share: it is in 2^-16.
+constexpr int kShareBits = 16;
+
+std::int64_t PartOf(std::int64_t total, std::int64_t share) {
+  return (total >> kShareBits) * share;
+}
 
 }  // namespace
 
 ReplicaDivider::ReplicaDivider(const StepPlannerConfig& c, const LoadTables& tables)
     : tables_(tables),
       most_(tables.cells_per_layer() - c.num_ranks),
+      num_layers_(c.num_layers),
       num_ranks_(c.num_ranks),
+      max_tokens_(c.max_pages * kPageTokens),
       kv_tile_(TileShapeOf(c.head_dim).kv_tokens),
       item_ns_(c.cost.item_ns),
       kv_tile_ns_(c.cost.kv_tile_ns),
@@ -31,7 +39,7 @@ ReplicaDivider::ReplicaDivider(const StepPlannerConfig& c, const LoadTables& tab
   cuts_.resize(replicas);
   shared_.reserve(static_cast<std::size_t>(most_));
   FillTables(c);
-  FillShares(c);
+  FindShares(RankSpeeds(), &shares_);
 }
 
 void ReplicaDivider::FillTables(const StepPlannerConfig& c) {
@@ -64,33 +72,32 @@ void ReplicaDivider::FillTables(const StepPlannerConfig& c) {
   }
 }
 
-/// Best division of a prompt as long as the longest context.
-void ReplicaDivider::FillShares(const StepPlannerConfig& c) {
-  shares_.assign(static_cast<std::size_t>(c.num_layers * most_), 1 << (kShareBits - 1));
+void ReplicaDivider::FindShares(const RankSpeeds& speeds, std::vector<std::int64_t>* shares) {
+  shares->assign(static_cast<std::size_t>(num_layers_ * most_), 1 << (kShareBits - 1));
   std::vector<std::int64_t> sums(static_cast<std::size_t>(tables_.num_cells()));
   std::vector<std::int64_t> load(static_cast<std::size_t>(num_ranks_));
-  tables_.AddLoads({0, c.max_pages * kPageTokens}, 1, sums);
-  for (std::int64_t layer = 0; layer < c.num_layers; ++layer) {
-    Share(layer, sums, load);
-    LevelPairs(shared_, load);
-    leveller_.Level(shared_, load);
+  tables_.AddLoads({0, max_tokens_}, 1, sums);
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    Share(layer, sums, *shares, load);
+    LevelPairs(shared_, load, speeds);
+    leveller_.Level(shared_, load, speeds);
     for (std::size_t k = 0; k < shared_.size(); ++k) {
       const std::int64_t total = std::max<std::int64_t>(shared_[k].total(), 1);
-      shares_[layer * most_ + static_cast<std::int64_t>(k)] =
+      (*shares)[layer * most_ + static_cast<std::int64_t>(k)] =
           (shared_[k].at[0] << kShareBits) / total;
     }
   }
 }
 
 void ReplicaDivider::Share(std::int64_t layer, std::span<const std::int64_t> sums,
-                           std::span<std::int64_t> load) {
+                           std::span<const std::int64_t> shares, std::span<std::int64_t> load) {
   const auto replicas = tables_.replicas(layer);
   std::copy_n(sums.begin() + layer * tables_.cells_per_layer(), num_ranks_, load.begin());
   shared_.clear();
   for (std::size_t k = 0; k < replicas.size(); ++k) {
     const Replica& r = replicas[k];
     const std::int64_t total = sums[tables_.ReplicaCell(layer, k)];
-    const std::int64_t part = FirstPart(layer, k, total);
+    const std::int64_t part = PartOf(total, shares[layer * most_ + static_cast<std::int64_t>(k)]);
     shared_.push_back({{r.rank[0], r.rank[1]}, {part, total - part}});
     load[r.rank[0]] += part;
     load[r.rank[1]] += total - part;
@@ -103,24 +110,25 @@ void ReplicaDivider::Estimate(std::int64_t layer, std::span<const std::int64_t> 
   std::copy_n(sums.begin() + layer * tables_.cells_per_layer(), num_ranks_, load.begin());
   for (std::size_t k = 0; k < replicas.size(); ++k) {
     const std::int64_t total = sums[tables_.ReplicaCell(layer, k)];
-    const std::int64_t part = FirstPart(layer, k, total);
+    const std::int64_t part = PartOf(total, shares_[layer * most_ + static_cast<std::int64_t>(k)]);
     load[replicas[k].rank[0]] += part;
     load[replicas[k].rank[1]] += total - part;
   }
 }
 
 void ReplicaDivider::Divide(std::int64_t layer, std::span<const std::int64_t> sums,
-                            std::span<const BlockRange> ranges, std::span<std::int64_t> load) {
-  Share(layer, sums, load);
+                            std::span<const BlockRange> ranges, const RankSpeeds& speeds,
+                            std::span<std::int64_t> load) {
+  Share(layer, sums, speeds.nominal() ? shares_ : speed_shares_, load);
   if (shared_.empty()) return;
-  LevelPairs(shared_, load);
+  LevelPairs(shared_, load, speeds);
   std::int64_t sum = 0;
   for (const std::int64_t each : load) sum += each;
-  const std::int64_t ceiling = leveller_.Level(shared_, load, sum / num_ranks_ / kSlack);
+  const std::int64_t ceiling = leveller_.Level(shared_, load, speeds, sum / num_ranks_ / kSlack);
   std::int64_t before = INT64_MAX;
   for (int round = 0; round < kMostRounds; ++round) {
-    CutReplicas(layer, ranges, load);
-    const std::int64_t most = *std::max_element(load.begin(), load.end());
+    CutReplicas(layer, ranges, speeds, load);
+    const std::int64_t most = speeds.Slowest(load);
     if (most <= ceiling + ceiling / kEnough || most >= before) break;
     before = most;
   }
@@ -128,24 +136,24 @@ void ReplicaDivider::Divide(std::int64_t layer, std::span<const std::int64_t> su
 
 /// Cuts have moved the loads by parts of an item: each levels its pair of ranks again.
 void ReplicaDivider::CutReplicas(std::int64_t layer, std::span<const BlockRange> ranges,
-                                 std::span<std::int64_t> load) {
+                                 const RankSpeeds& speeds, std::span<std::int64_t> load) {
   for (std::size_t k = 0; k < shared_.size(); ++k) {
     SharedLoad& s = shared_[k];
-    std::int64_t& lower = load[s.rank[0]];
-    std::int64_t& upper = load[s.rank[1]];
     const std::int64_t total = s.total();
-    const std::int64_t wanted = std::clamp(s.at[0] + (upper - lower) / 2, std::int64_t{0}, total);
+    const std::int64_t more = speeds.Excess(s.rank[1], s.rank[0], load);
+    const Wanted wanted{std::clamp(s.at[0] + more, std::int64_t{0}, total),
+                        {speeds[s.rank[0]], speeds[s.rank[1]]}};
     std::int64_t given = 0;
     cuts_[layer * most_ + static_cast<std::int64_t>(k)] = FindCut(layer, k, ranges, wanted, &given);
-    lower += given - s.at[0];
-    upper -= given - s.at[0];
+    load[s.rank[0]] += given - s.at[0];
+    load[s.rank[1]] -= given - s.at[0];
     s.at[0] = given;
     s.at[1] = total - given;
   }
 }
 
 Cut ReplicaDivider::FindCut(std::int64_t layer, std::size_t k, std::span<const BlockRange> ranges,
-                            std::int64_t wanted, std::int64_t* given) const {
+                            const Wanted& wanted, std::int64_t* given) const {
   const std::int64_t* const sums =
       sums_.data() + (layer * most_ + static_cast<std::int64_t>(k)) * sum_stride_;
   const std::int64_t cell = tables_.ReplicaCell(layer, k);
@@ -157,7 +165,7 @@ Cut ReplicaDivider::FindCut(std::int64_t layer, std::size_t k, std::span<const B
     const std::int64_t full = sums[last] - sums[first];
     const std::int64_t last_load =
         tables_.BlockLoads(tables_.VisiblePages(range.extent, last))[cell];
-    if (*given + full + last_load <= wanted) {
+    if (*given + full + last_load <= wanted.load) {
       *given += full + last_load;
       end = {static_cast<std::int32_t>(range.first_block + last + 1 - first), 0};
       continue;
@@ -165,7 +173,7 @@ Cut ReplicaDivider::FindCut(std::int64_t layer, std::size_t k, std::span<const B
     // The last block that begins at or before `wanted`.
     const std::int64_t before = sums[first] - *given;
     const std::int64_t block =
-        std::upper_bound(sums + first, sums + last + 1, before + wanted) - sums - 1;
+        std::upper_bound(sums + first, sums + last + 1, before + wanted.load) - sums - 1;
     *given = sums[block] - before;
     return CutBlock(layer, k, range, block, wanted, given);
   }
@@ -173,14 +181,14 @@ Cut ReplicaDivider::FindCut(std::int64_t layer, std::size_t k, std::span<const B
 }
 
 Cut ReplicaDivider::CutBlock(std::int64_t layer, std::size_t k, const BlockRange& range,
-                             std::int64_t block, std::int64_t wanted, std::int64_t* given) const {
+                             std::int64_t block, const Wanted& wanted, std::int64_t* given) const {
   const std::int64_t pages = tables_.VisiblePages(range.extent, block);
   const std::int64_t row = (layer * most_ + static_cast<std::int64_t>(k)) * list_heads_;
   Cut cut{static_cast<std::int32_t>(range.first_block + block - tables_.FirstBlock(range.extent)),
           0};
   for (std::int64_t head = 0; head < std::min<std::int64_t>(list_heads_, 64); ++head) {
     const std::int64_t load = ItemLoad(row + head, pages);
-    if (*given + load - wanted > wanted - *given) continue;
+    if (!wanted.IsCloserWith(load, *given)) continue;
     *given += load;
     cut.heads |= std::uint64_t{1} << head;
   }

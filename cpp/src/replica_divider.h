@@ -37,40 +37,54 @@ class ReplicaDivider {
 
   bool any() const { return most_ > 0; }
 
+  /// What Divide will be given, beside nominal speeds.
+  void SetRankSpeeds(const RankSpeeds& speeds) { FindShares(speeds, &speed_shares_); }
+
   /// load[num_ranks] from `sums` [num_cells] with replicas divided as is best in the longest
   /// context: close to what Divide comes to.
   void Estimate(std::int64_t layer, std::span<const std::int64_t> sums,
                 std::span<std::int64_t> load) const;
 
-  /// Cuts every replica of a layer and leaves the ranks' loads in `load` [num_ranks].
+  /// Cuts every replica of a layer such that ranks of these speeds end together as far as can be,
+  /// and leaves their loads in `load` [num_ranks].
   void Divide(std::int64_t layer, std::span<const std::int64_t> sums,
-              std::span<const BlockRange> ranges, std::span<std::int64_t> load);
+              std::span<const BlockRange> ranges, const RankSpeeds& speeds,
+              std::span<std::int64_t> load);
 
   const Cut& cut(std::int64_t layer, std::size_t k) const { return cuts_[layer * most_ + k]; }
 
  private:
   void FillTables(const StepPlannerConfig& config);
-  void FillShares(const StepPlannerConfig& config);
-  /// Own work, and replicas as `shares_` says.
-  void Share(std::int64_t layer, std::span<const std::int64_t> sums, std::span<std::int64_t> load);
-  std::int64_t FirstPart(std::int64_t layer, std::size_t k, std::int64_t total) const {
-    return (total >> kShareBits) * shares_[layer * most_ + k];
-  }
-  void CutReplicas(std::int64_t layer, std::span<const BlockRange> ranges,
+  /// Best division of a prompt as long as the longest context.
+  void FindShares(const RankSpeeds& speeds, std::vector<std::int64_t>* shares);
+  /// Own work, and replicas as `shares` says.
+  void Share(std::int64_t layer, std::span<const std::int64_t> sums,
+             std::span<const std::int64_t> shares, std::span<std::int64_t> load);
+  void CutReplicas(std::int64_t layer, std::span<const BlockRange> ranges, const RankSpeeds& speeds,
                    std::span<std::int64_t> load);
+  /// Load of a replica's lower part at which its two ranks end together, and their speeds.
+  struct Wanted {
+    std::int64_t load;
+    std::int64_t speed[2];
+
+    /// Whether the rank that then ends last ends sooner with more than `given`.
+    bool IsCloserWith(std::int64_t more, std::int64_t given) const {
+      return (given + more - load) * speed[1] <= (load - given) * speed[0];
+    }
+  };
   /// The cut whose lower part is closest to `wanted`; that part's load in `given`.
   Cut FindCut(std::int64_t layer, std::size_t k, std::span<const BlockRange> ranges,
-              std::int64_t wanted, std::int64_t* given) const;
+              const Wanted& wanted, std::int64_t* given) const;
   /// Adds what of block `block` comes closest to `wanted`.
   Cut CutBlock(std::int64_t layer, std::size_t k, const BlockRange& range, std::int64_t block,
-               std::int64_t wanted, std::int64_t* given) const;
+               const Wanted& wanted, std::int64_t* given) const;
   std::int64_t ItemLoad(std::int64_t row, std::int64_t visible_pages) const;
-
-  static constexpr int kShareBits = 16;
 
   const LoadTables& tables_;
   std::int64_t most_ = 0;  // replicas of a layer
+  std::int64_t num_layers_;
   std::int64_t num_ranks_;
+  std::int64_t max_tokens_;
   std::int64_t kv_tile_;
   std::int64_t item_ns_;
   std::int64_t kv_tile_ns_;
@@ -79,10 +93,11 @@ class ReplicaDivider {
   std::int64_t stride_;          // max_pages + 1
   std::int64_t sum_stride_;      // full blocks + 1
   // Indexed by replica: layer * most_ + k.
-  std::vector<std::int64_t> sums_;    // [replicas, sum_stride_], loads of the first full blocks
-  std::vector<std::uint16_t> kept_;   // [replicas, list_heads_, stride_], pages, forced ones too
-  std::vector<std::int64_t> shares_;  // [replicas], of the lower rank, in 2^-16
-  std::vector<Cut> cuts_;             // [replicas]
+  std::vector<std::int64_t> sums_;   // [replicas, sum_stride_], loads of the first full blocks
+  std::vector<std::uint16_t> kept_;  // [replicas, list_heads_, stride_], pages, forced ones too
+  // [replicas], of the lower rank, in 2^-16; at nominal speed and as set.
+  std::vector<std::int64_t> shares_, speed_shares_;
+  std::vector<Cut> cuts_;  // [replicas]
   Leveller leveller_;
   std::vector<SharedLoad> shared_;
 };

@@ -19,8 +19,9 @@ std::int64_t ReplicaLayer::Evaluate(std::size_t count) {
     rank_load[seat[i].rank[0]] += half;
     rank_load[seat[i].rank[1]] += load[i] - half;
   }
-  LevelPairs(shared, rank_load);
-  leveller.Level(shared, rank_load);
+  const RankSpeeds nominal;
+  LevelPairs(shared, rank_load, nominal);
+  leveller.Level(shared, rank_load, nominal);
   return *std::max_element(rank_load.begin(), rank_load.end());
 }
 

@@ -150,6 +150,18 @@ std::int64_t StepPlanner::num_ranks() const { return impl_->num_ranks; }
 std::int64_t StepPlanner::num_slots() const { return impl_->lists.num_slots; }
 std::int64_t StepPlanner::num_list_heads() const { return impl_->lists.num_list_heads; }
 
+void StepPlanner::SetRankSpeeds(std::span<const std::int64_t> speeds) {
+  if (static_cast<std::int64_t>(speeds.size()) != num_ranks()) {
+    throw InvalidArgument("speeds", ToText(static_cast<std::int64_t>(speeds.size())) + " elements",
+                          "num_ranks = " + ToText(num_ranks()));
+  }
+  for (std::size_t rank = 0; rank < speeds.size(); ++rank) {
+    RequireInRange(ElementName("speeds", {static_cast<std::int64_t>(rank)}), speeds[rank],
+                   kLeastSpeed, kMostSpeed);
+  }
+  impl_->lists.predictor.SetRankSpeeds(speeds);
+}
+
 std::int64_t StepPlanner::BufferBytes(std::int64_t num_requests,
                                       std::int64_t num_new_tokens) const {
   RequireInRange("num_requests", num_requests, 1, internal::kMaxStepBlocks);

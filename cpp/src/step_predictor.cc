@@ -34,12 +34,17 @@ void StepPredictor::Run(std::span<const std::int64_t> prefix_lens,
   for (std::size_t i = 0; i < extents_.size(); ++i) plan->dense_ns += DenseCost(i);
   Choose(mode, plan);
   MakeBlocks(plan);
-  Divide(plan);
-  if (mode == StepMode::kAuto && plan->step_ns > plan->dense_ns) {
+  const bool is_open = mode == StepMode::kAuto && !PaysAnyhow(*plan);
+  const RankSpeeds nominal;
+  Divide(is_open ? nominal : speeds_, plan);
+  if (!is_open) return;
+  if (plan->step_ns > plan->dense_ns) {
     MakeDense(plan);
     MakeBlocks(plan);
-    Divide(plan);
+  } else if (speeds_.nominal()) {
+    return;
   }
+  Divide(speeds_, plan);
 }
 
 void StepPredictor::CheckBatch(std::span<const std::int64_t> prefix_lens,
@@ -117,7 +122,12 @@ void StepPredictor::MakeDense(StepPlan* plan) {
 
 std::int64_t StepPredictor::StepCost(const StepPlan& plan) {
   const bool any = std::find(plan.sparse.begin(), plan.sparse.end(), 1) != plan.sparse.end();
-  std::int64_t cost = any ? SparseCost() : 0;
+  return (any ? SparseCost() : 0) + DenseRest(plan);
+}
+
+/// Of the requests on the stock path.
+std::int64_t StepPredictor::DenseRest(const StepPlan& plan) const {
+  std::int64_t cost = 0;
   for (std::size_t i = 0; i < extents_.size(); ++i) {
     if (plan.sparse[i] == 0) cost += DenseCost(i);
   }
@@ -223,24 +233,43 @@ void StepPredictor::MakeBlocks(StepPlan* plan) {
   plan->num_blocks = static_cast<std::int64_t>(blocks_.size());
 }
 
+/// Whether the step is faster than dense however its replicas are divided, so that it need not be
+/// divided at nominal speed, too, to tell.
+bool StepPredictor::PaysAnyhow(const StepPlan& plan) {
+  if (speeds_.nominal()) return false;
+  if (!divider_.any() || plan.num_blocks == 0) return true;
+  std::int64_t most = SelectionTime();
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
+    const std::int64_t first = layer * tables_.cells_per_layer();
+    std::copy_n(sums_.begin() + first, num_ranks_, rank_sum_.begin());
+    const std::span<const Replica> replicas = tables_.replicas(layer);
+    for (std::size_t k = 0; k < replicas.size(); ++k) {
+      const std::int64_t all = sums_[tables_.ReplicaCell(layer, k)];
+      for (const std::int32_t rank : replicas[k].rank) rank_sum_[rank] += all;
+    }
+    const std::span longest(longest_.data() + first,
+                            static_cast<std::size_t>(tables_.cells_per_layer()));
+    most += MakespanOf(*std::max_element(rank_sum_.begin(), rank_sum_.end()),
+                       *std::max_element(longest.begin(), longest.end()));
+  }
+  return most + DenseRest(plan) <= plan.dense_ns;
+}
+
 /// Divides replicas; then predicts the ranks, and the step once more as it was divided.
-void StepPredictor::Divide(StepPlan* plan) {
+void StepPredictor::Divide(const RankSpeeds& speeds, StepPlan* plan) {
   plan->rank_makespan_ns.resize(static_cast<std::size_t>(num_layers_ * num_ranks_));
   std::int64_t slowest = 0;
   for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-    divider_.Divide(layer, sums_, ranges_, rank_sum_);
-    PredictRanks(layer, plan);
-    const auto first = plan->rank_makespan_ns.begin() + layer * num_ranks_;
-    slowest += *std::max_element(first, first + num_ranks_);
+    divider_.Divide(layer, sums_, ranges_, speeds, rank_sum_);
+    slowest += PredictRanks(layer, speeds, plan);
   }
   if (!divider_.any() || plan->num_blocks == 0) return;
-  plan->step_ns = SelectionTime() + slowest;
-  for (std::size_t i = 0; i < extents_.size(); ++i) {
-    if (plan->sparse[i] == 0) plan->step_ns += DenseCost(i);
-  }
+  plan->step_ns = SelectionTime() + slowest + DenseRest(*plan);
 }
 
-void StepPredictor::PredictRanks(std::int64_t layer, StepPlan* plan) {
+/// Returns the slowest rank's makespan at nominal speed.
+std::int64_t StepPredictor::PredictRanks(std::int64_t layer, const RankSpeeds& speeds,
+                                         StepPlan* plan) {
   std::copy_n(longest_.begin() + layer * tables_.cells_per_layer(), num_ranks_,
               rank_longest_.begin());
   const std::span<const Replica> replicas = tables_.replicas(layer);
@@ -253,10 +282,13 @@ void StepPredictor::PredictRanks(std::int64_t layer, StepPlan* plan) {
       longest = std::max(longest, longest_[tables_.ReplicaCell(layer, k)]);
     }
   }
+  std::int64_t most = 0;
   for (std::int64_t rank = 0; rank < num_ranks_; ++rank) {
-    plan->rank_makespan_ns[layer * num_ranks_ + rank] =
-        MakespanOf(rank_sum_[rank], rank_longest_[rank]);
+    const std::int64_t makespan = MakespanOf(rank_sum_[rank], rank_longest_[rank]);
+    plan->rank_makespan_ns[layer * num_ranks_ + rank] = speeds.Time(rank, makespan);
+    most = std::max(most, makespan);
   }
+  return most;
 }
 
 void StepPredictor::DecodeLoads(std::span<const std::int64_t> kv_lens,

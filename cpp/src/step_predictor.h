@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "rank_speeds.h"
 #include "replica_divider.h"
 #include "shplb/step_planner.h"
 #include "step_tables.h"
@@ -45,6 +46,11 @@ class StepPredictor {
   const LoadTables& tables() const { return tables_; }
   std::int64_t num_layers() const { return num_layers_; }
 
+  void SetRankSpeeds(std::span<const std::int64_t> speeds) {
+    speeds_.Set(speeds);
+    if (divider_.any()) divider_.SetRankSpeeds(speeds_);
+  }
+
   /// Fills sparse, num_blocks, step_ns, dense_ns and rank_makespan_ns of the plan, and blocks() and
   /// cuts().
   void Run(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
@@ -65,12 +71,14 @@ class StepPredictor {
   SelectionWork SelectionOf(const Extent& e) const;
   void MakeBlocks(StepPlan* plan);
   void MakeDense(StepPlan* plan);
-  void Divide(StepPlan* plan);
-  void PredictRanks(std::int64_t layer, StepPlan* plan);
+  bool PaysAnyhow(const StepPlan& plan);
+  void Divide(const RankSpeeds& speeds, StepPlan* plan);
+  std::int64_t PredictRanks(std::int64_t layer, const RankSpeeds& speeds, StepPlan* plan);
   std::int64_t StepCost(const StepPlan& plan);
   std::int64_t SparseCost();
   std::int64_t SelectionTime() const;
   std::int64_t DenseCost(std::size_t request) const;
+  std::int64_t DenseRest(const StepPlan& plan) const;
   std::int64_t SelectCost(const SelectionWork& work) const;
   std::int64_t LayerMakespan(std::int64_t layer);
   std::int64_t MakespanOf(std::int64_t sum, std::int64_t longest) const {
@@ -88,6 +96,7 @@ class StepPredictor {
   std::int64_t sink_pages_;
   std::int64_t local_pages_;
   CostModel cost_;
+  RankSpeeds speeds_;
   // Scratch of one step.
   std::vector<Extent> extents_;             // [num_requests]
   std::vector<std::int64_t> rows_;          // [num_requests], first row of q

@@ -2,6 +2,10 @@
 import numpy as np
 import numpy.typing as npt
 
+NOMINAL_SPEED: int
+LEAST_SPEED: int
+MOST_SPEED: int
+
 class InvalidArgument(ValueError): ...
 class Infeasible(RuntimeError): ...
 
@@ -192,6 +196,7 @@ class StepPlanner:
     def predict(
         self, prefix_lens: npt.NDArray[np.int64], new_lens: npt.NDArray[np.int64], mode: str = "auto"
     ) -> StepPlan: ...
+    def set_rank_speeds(self, speeds: npt.NDArray[np.int64]) -> None: ...
     def decode_loads(self, kv_lens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
 
 class Simulation:

@@ -34,8 +34,8 @@ _MOST_TOKENS = 1 << 24
 
 
 class ProfileSettings(msgspec.Struct, frozen=True):
-    """How to profile: context lengths (ascending, in tokens), ranks, device and dtype as for SGLang, one query row in
-    ``row_sampling`` chosen by ``seed``.
+    """How to profile: context lengths (ascending, in tokens), ranks, device, dtype and attention backend as for SGLang
+    ("" is its own choice), one query row in ``row_sampling`` chosen by ``seed``.
     """
 
     lengths: tuple[int, ...]
@@ -44,6 +44,7 @@ class ProfileSettings(msgspec.Struct, frozen=True):
     dtype: str = "auto"
     row_sampling: int = MOST_SPARSE
     seed: int = 0
+    attention_backend: str = ""
 
 
 def default_lengths(longest: int) -> tuple[int, ...]:
@@ -132,7 +133,9 @@ def profile_model(
     folder = out.parent / f".{out.name}.work" / key[:20]
     with locked(folder.parent / f"{folder.name}.lock"):
         request.save(folder)
-        job = ProfileJob(str(model_dir), settings.tp_size, settings.device, settings.dtype, {})
+        job = ProfileJob(
+            str(model_dir), settings.tp_size, settings.device, settings.dtype, settings.attention_backend, {}
+        )
         _record(folder, names, job, on_document)
         titles = tuple(document.name for document in documents)
         sums = read_sums(folder, request, settings.tp_size)

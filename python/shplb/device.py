@@ -16,6 +16,9 @@ class Device:
 
     cost: CostModel = field(default_factory=CostModel)
     num_ctas: int = NUM_CTAS
+    #: Of projections in a server; what replicas cost is predicted by it. Two H100s took so much longer to the first
+    #: token for copies (docs/algorithms.md).
+    gemm_flops_per_s: float = 700e12
     origin: str = "rates of an H200 (`shplb calibrate` measures yours)"
 
 
@@ -55,4 +58,4 @@ def _fits(rates: GpuRates, model: ModelShape) -> bool:
 
 
 def _device(rates: GpuRates) -> Device:
-    return Device(rates.model, rates.num_ctas, f"rates measured on {rates.gpu} ({rates.base}, {rates.dtype})")
+    return Device(rates.model, rates.num_ctas, origin=f"rates measured on {rates.gpu} ({rates.base}, {rates.dtype})")

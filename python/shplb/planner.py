@@ -10,9 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from shplb import _core
-from shplb._core import CostModel, StepPlan, WorkPlan
+from shplb._core import LEAST_SPEED, MOST_SPEED, NOMINAL_SPEED, CostModel, StepPlan, WorkPlan
 
-__all__ = ["CostModel", "Mode", "StepPlan", "StepPlanner", "WorkMethod", "WorkPlan", "plan_work", "work_plan_bytes"]
+__all__ = [
+    "LEAST_SPEED",
+    "MOST_SPEED",
+    "NOMINAL_SPEED",
+    "CostModel",
+    "Mode",
+    "StepPlan",
+    "StepPlanner",
+    "WorkMethod",
+    "WorkPlan",
+    "plan_work",
+    "work_plan_bytes",
+]
 
 Mode = Literal["auto", "sparse", "dense"]
 WorkMethod = Literal["auto", "longest_first", "snake"]
@@ -111,6 +123,22 @@ class StepPlanner:
     def predict(self, prefix_lens: Int64Array, new_lens: Int64Array, mode: Mode = "auto") -> StepPlan:
         """``plan`` without tables: sparse, num_blocks, owned_blocks, rank_makespan_ns, step_ns and dense_ns."""
         return self._core.predict(prefix_lens, new_lens, mode)
+
+    def set_rank_speeds(self, speeds: Int64Array) -> None:
+        """How fast ranks are against the cost model, from the next step on (``shplb.rank_speeds`` measures it).
+
+        Replicas' work moves between their ranks such that they still end together, and ``rank_makespan_ns`` is what
+        ranks of these speeds take. Nothing else changes: which requests run sparse, and over which pages, is decided
+        at nominal speed. Every rank must set the same speeds before the same step.
+
+        Args:
+            speeds: int64 ``[num_ranks]`` in 1/NOMINAL_SPEED (1/1024), from LEAST_SPEED to MOST_SPEED (a quarter slower
+                and faster).
+
+        Raises:
+            InvalidArgument: names the rank, got and expected.
+        """
+        self._core.set_rank_speeds(speeds)
 
     def decode_loads(self, kv_lens: Int64Array) -> Int64Array:
         """int64 ``[num_layers, num_ranks]``: summed CTA time (ns) of sparse decoding.

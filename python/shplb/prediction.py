@@ -10,6 +10,7 @@ from shplb.device import H200, Device
 from shplb.placement import place_heads
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
+from shplb.replica_price import price_of
 from shplb.replicas import place_replicas
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
@@ -34,6 +35,7 @@ class PromptPrediction:
         placed_ms: the plan as it is, replicas divided step by step.
         whole_ms: the plan's budgets, whole KV groups placed, none copied; ``placed_ms`` where the plan has no replicas.
         bound_ms: no placement in as many slots takes less, if the chunks that run sparse stay so.
+        projections_ms: what replicas add to the q, k, v and o projections of all layers.
         sparse_chunks, chunks: how many chunks run sparse as placed, of how many.
         extrapolated: the prompt is longer than any the profile measured.
     """
@@ -47,6 +49,12 @@ class PromptPrediction:
     chunks: int
     extrapolated: bool
     whole_ms: float
+    projections_ms: float
+
+    @property
+    def replicas_save_ms(self) -> float:
+        """Attention that replicas save against whole groups, less what their projections cost."""
+        return self.whole_ms - self.placed_ms - self.projections_ms
 
 
 def predict_prompt(plan: ServingPlan, tokens: int | None = None, device: Device = H200) -> PromptPrediction:
@@ -74,6 +82,7 @@ def predict_prompt(plan: ServingPlan, tokens: int | None = None, device: Device 
         chunks=len(sparse),
         extrapolated=tokens > longest,
         whole_ms=float(whole.step_ns.sum()) * 1e-6,
+        projections_ms=price_of(plan).flops_per_token * tokens / device.gemm_flops_per_s * 1e3,
     )
 
 

@@ -67,6 +67,7 @@ class ProfileJob(msgspec.Struct, frozen=True):
     tp_size: int
     device: str
     dtype: str
+    attention_backend: str
     documents: dict[str, list[int]]
 
     def save(self, folder: Path) -> None:

@@ -28,6 +28,11 @@ class ReplicaPrice:
     whole_weight_bytes: int
 
     @property
+    def flops_per_token(self) -> int:
+        """What the copies add to the projections of one token: two for every weight."""
+        return 2 * (self.weight_bytes - self.whole_weight_bytes) // _BYTES
+
+    @property
     def text(self) -> str:
         """One sentence for people."""
         more = (self.weight_bytes - self.whole_weight_bytes) / 1e6

@@ -36,11 +36,23 @@ def print_plan(
         f"budgets ({how}) at {plan.lengths[-1]} tokens: mean {longest.mean():.3f} of the "
         f"pages, least {longest.min():.3f}, most {longest.max():.3f}"
     )
-    print_prediction(plan, predict_prompt(plan, device=device) if prediction is None else prediction, console, device)
+    prediction = predict_prompt(plan, device=device) if prediction is None else prediction
+    print_prediction(plan, prediction, console, device)
     for line in (crossover_text(crossover_tokens(plan, device)), kv_text(KvCost.of(plan)), reach_text(plan)):
         console.print(line, highlight=False)
     if plan.replicas:
         console.print(price_of(plan).text, highlight=False)
+        console.print(net_text(prediction), highlight=False)
+
+
+def net_text(prediction: PromptPrediction) -> str:
+    """Whether replicas are predicted to pay for a prompt."""
+    p = prediction
+    end = "faster" if p.replicas_save_ms > 0 else "slower, so leave --replicas out"
+    return (
+        f"replicas save {p.whole_ms - p.placed_ms:.1f} ms of attention in a prompt of {p.tokens} tokens and cost "
+        f"{p.projections_ms:.1f} ms of projections: {abs(p.replicas_save_ms):.1f} ms {end}"
+    )
 
 
 def crossover_text(tokens: int | None) -> str:

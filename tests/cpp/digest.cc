@@ -160,7 +160,9 @@ std::uint64_t StepDigest(std::uint64_t seed, StepPlanner* planner) {
 std::uint64_t DigestOfCore(int rounds, std::uint64_t order_seed) {
   const Model plain = MakeModel(3, 4, 4, 2, 256, false, 1);
   const Model copied = MakeModel(2, 5, 2, 2, 256, true, 2);
-  StepPlanner planners[] = {StepPlanner(plain.config), StepPlanner(copied.config)};
+  StepPlanner planners[] = {StepPlanner(plain.config), StepPlanner(copied.config),
+                            StepPlanner(copied.config)};
+  planners[2].SetRankSpeeds(std::vector<std::int64_t>{931, 1109});
   std::vector<int> order(static_cast<std::size_t>(rounds));
   std::iota(order.begin(), order.end(), 0);
   Random shuffle(order_seed);
@@ -173,7 +175,7 @@ std::uint64_t DigestOfCore(int rounds, std::uint64_t order_seed) {
   for (const int round : order) {
     const auto seed = static_cast<std::uint64_t>(round) + 1;
     sum += BudgetDigest(seed) + 3 * PlacementDigest(seed) + 5 * WorkDigest(seed) +
-           7 * StepDigest(seed, &planners[round % 2]) + 11 * BalanceDigest(seed) +
+           7 * StepDigest(seed, &planners[round % 3]) + 11 * BalanceDigest(seed) +
            13 * ReplicaDigest(seed);
   }
   return sum;

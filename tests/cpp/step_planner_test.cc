@@ -45,6 +45,7 @@ TEST(StepPlanner, AllocatesNothingOnceWarm) {
   StepPlan plan;
   planner.Plan(prefix, fresh, StepMode::kSparse, buffer, &plan);
   planner.DecodeLoads(kv, loads);
+  planner.SetRankSpeeds(Lengths{1000, 1100});
   const std::int64_t before = allocations;
   for (int step = 0; step < 20; ++step) {
     planner.Plan(prefix, fresh, StepMode::kSparse, buffer, &plan);

@@ -42,6 +42,7 @@ _FORBIDDEN = {
     "steps.py": ("plan", "planning", "profile", "sglang", "kernels", "hf", "cli", "commands", "show", "report"),
     "prediction.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "rank_loads.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "rank_speeds.py": ("plan", "profile", "sglang", "kernels", "hf", "cli", "commands", "show", "report"),
     "targets.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "planner.py": ("sglang", "kernels", "hf", "cli", "show", "show_stability", "report", "calibration"),
     "policies.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),

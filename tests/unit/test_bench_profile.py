@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import bench_profile
 
-JOB = ProfileJob("model", 1, "cuda", "bfloat16", {"a": [1] * 5000, "b": [2] * 700})
+JOB = ProfileJob("model", 1, "cuda", "bfloat16", "", {"a": [1] * 5000, "b": [2] * 700})
 
 
 def test_engines_differ_in_recording_alone(tmp_path: Path) -> None:
@@ -39,10 +39,11 @@ def test_engines_differ_in_recording_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("device", "blocks"), [("cuda", 7680), ("cpu", 1536)])
 def test_chunks_are_whole_query_blocks(tmp_path: Path, device: str, blocks: int) -> None:
-    job = ProfileJob("model", 1, device, "bfloat16", JOB.documents)
+    job = ProfileJob("model", 1, device, "bfloat16", "flashinfer", JOB.documents)
     options = engine_options(job, tmp_path)
     assert options["chunked_prefill_size"] == blocks
     assert blocks % 192 == blocks % 128 == blocks % 64 == 0
+    assert options["attention_backend"] == "flashinfer"
     assert options["context_length"] > 5000
     assert options["max_total_tokens"] > options["context_length"]
 

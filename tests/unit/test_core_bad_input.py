@@ -71,6 +71,7 @@ CALLS = {
     "cost_model": lambda rng: shplb.CostModel(kv_tile_ns=number(rng), item_ns=number(rng)),
     "buffer_bytes": lambda rng: PLANNER.buffer_bytes(number(rng), number(rng)),
     "plan": lambda rng: PLANNER.plan(anything(rng), anything(rng), rng.choice([anything(rng), BUFFER])),
+    "set_rank_speeds": lambda rng: PLANNER.set_rank_speeds(anything(rng)),
     "decode_loads": lambda rng: PLANNER.decode_loads(anything(rng)),
     "simulate": lambda rng: shplb.simulate(PLANNER, anything(rng), anything(rng), anything(rng)),
 }

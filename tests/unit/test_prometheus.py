@@ -89,6 +89,24 @@ def test_no_loads_are_shown_before_the_first_sparse_step(tmp_path: Path) -> None
     assert not {"shplb_rank_load_share", "shplb_balancedness"} & names
 
 
+def test_drifts_and_speeds(tmp_path: Path) -> None:
+    code = """
+        for _ in range(4):
+            STEP_COUNTERS.add_measured(np.ones((2, 2)), np.full((2, 2), 3.0), np.full((2, 2), 2_000_000))
+            STEP_COUNTERS.add_shadow(np.tile([9.0, 0.1, 1.0, 9.2, 10.0], (2, 1)))
+        STEP_COUNTERS.set_rank_speeds([0.95, 1.05])
+        """
+    for rank in (0, 1):
+        run_rank(tmp_path, f"start({rank}){code}".replace("\n        ", "\n"))
+    found = exported(tmp_path)
+    assert found[key("shplb_attention_time_drift")] == pytest.approx(0.5)
+    assert found[key("shplb_mass_drift")] == pytest.approx(-0.02)
+    assert found[key("shplb_drift_out_of_band", drift="time")] == 1
+    assert found[key("shplb_drift_out_of_band", drift="mass")] == 0
+    assert [found[key("shplb_rank_speed", rank=rank)] for rank in "01"] == [0.95, 1.05]
+    assert found[key("shplb_shadow_mass_drift", layer="1")] == pytest.approx(-0.02)
+
+
 def test_a_second_server_in_one_process_counts_on(tmp_path: Path) -> None:
     """Counters of Prometheus never fall, gauges are of the newest server."""
     run_rank(tmp_path, "start(0); step(False, 1_000_000_000); step(True); start(0); step(False, 1_000_000_000)")

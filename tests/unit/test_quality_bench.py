@@ -17,14 +17,16 @@ import quality_chart
 import readme_tables
 from long_tasks import Materials
 from quality.arguments import arguments
-from quality.fleet import ServerSettings
+from quality.fleet import ServerSettings, sample_all
 from quality.regression import regressions, unlike_stock
 from quality.rows import chosen_densities, row_of, table_of
 from quality.sampling import Sample, take_sample, time_prompts
 from quality.variants import Variant, VariantError, parse_variant, plan_at, save_plans
 from quality.workload import MULTI_TURN, Amounts, Workload, make_workload
 
+from shplb.policies import BUDGETS
 from shplb.quality.candidates import computed_density
+from shplb.quality.measurement import WINDOW
 
 TOKENS = 1024
 
@@ -41,6 +43,7 @@ class FakeServer:
     def __init__(self, workload: Workload, right: bool = True, nll: float = 2.0) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.flushes = 0
+        self.log = Path("server.log")
         self.right, self.nll = right, nll
         self.answers = {
             tuple(each.token_ids): " ".join(each.message.answers) for own in workload.examples.values() for each in own
@@ -75,9 +78,11 @@ class FakeServer:
 
 def test_variants() -> None:
     assert parse_variant("dense").is_stock
-    assert parse_variant("max_min-layer@0.25") == Variant("max_min-layer@0.25", 0.25, "max_min", "layer")
-    assert parse_variant("uniform+quest@0.1") == Variant("uniform+quest@0.1", 0.1, "uniform", policy="quest")
-    assert parse_variant("quest,score=x@0.1") == Variant("quest,score=x@0.1", 0.1, policy="quest,score=x")
+    assert parse_variant("max_min_layer@0.25") == Variant("max_min_layer@0.25", 0.25, "max_min_layer")
+    assert parse_variant("min_error+quest@0.1") == Variant("min_error+quest@0.1", 0.1, "min_error", "quest")
+    assert parse_variant("quest@0.1") == Variant("quest@0.1", 0.1, "uniform", "quest")
+    changed = "shplb,score=antidiagonal_16"
+    assert parse_variant(f"{changed}@0.1") == Variant(f"{changed}@0.1", 0.1, "min_error", changed)
     for wrong in ("min_error", "min_error@0", "min_error@1.5", "@0.1", "uniform@x"):
         with pytest.raises(VariantError) as caught:
             parse_variant(wrong)
@@ -86,13 +91,13 @@ def test_variants() -> None:
 
 def test_plans_have_the_asked_computed_density(tmp_path: Path) -> None:
     profile = make_profile()
-    variants = [parse_variant(name) for name in ("dense", "uniform@0.6", "min_error@0.6", "max_min-layer@0.6")]
+    variants = [parse_variant(name) for name in ("dense", "uniform@0.6", "min_error@0.6", "max_min_layer@0.6")]
     plans = save_plans(variants, profile, 8192, tmp_path)
     assert set(plans) == {path.name.removesuffix(".plan.safetensors") for path in tmp_path.iterdir()}
     for plan in plans.values():
         assert computed_density(plan, 8192) == pytest.approx(0.6, rel=0.02)
-    assert plans["max_min-layer@0.6"].scope == "layer"
-    assert computed_density(plan_at(profile, "min_error", 1.0, 8192), 8192) == 1.0
+    assert plans["max_min_layer@0.6"].scope == "layer"
+    assert computed_density(plan_at(profile, BUDGETS["min_error"], 1.0, 8192), 8192) == 1.0
 
 
 def test_workload(workload: Workload) -> None:
@@ -100,9 +105,9 @@ def test_workload(workload: Workload) -> None:
     (left_out,) = workload.left_out
     assert left_out.startswith("cwe at 1024 tokens")
     assert len(workload.conversations) == 2
-    assert [len(text.token_ids) for text in workload.texts] == [TOKENS, TOKENS]
+    assert [len(text.token_ids) for text in workload.texts] == [TOKENS - WINDOW] * 2
     assert len({text.domain for text in workload.texts}) == 2
-    assert [len(prompt) for prompt in workload.timed] == [TOKENS] * 3
+    assert [len(prompt) for prompt in workload.timed] == [TOKENS - WINDOW] * 3
     assert len({tuple(prompt) for prompt in workload.timed}) == 3
 
 
@@ -192,7 +197,7 @@ def test_regressions(result: dict[str, Any]) -> None:
 
 
 def test_density_one_must_be_stock() -> None:
-    dense, plan = sample_of(1.0, 2.0), plan_at(make_profile(), "min_error", 1.0, 4096)
+    dense, plan = sample_of(1.0, 2.0), plan_at(make_profile(), BUDGETS["min_error"], 1.0, 4096)
     for sample, complaints in ((sample_of(1.0, 2.0005, 1.0), 0), (sample_of(0.9, 2.01, 1.0), 2)):
         rows = [row_of(Variant("dense"), None, 4096, dense, dense)]
         rows.append(row_of(parse_variant("min_error@1"), plan, 4096, sample, dense))
@@ -216,12 +221,12 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_servers_of_variants(tmp_path: Path) -> None:
-    settings = ServerSettings(tmp_path, "cpu", tmp_path, 8192, ["--random-seed", "7"], 60.0)
-    stock = settings.server_of(parse_variant("dense"))
+    settings = ServerSettings(tmp_path, "cpu", 1, tmp_path, 8192, ["--random-seed", "7"], 60.0)
+    stock = settings.server_of(parse_variant("dense"), 0)
     assert "--enable-shplb" not in stock.command
     assert "torch_native" in stock.command
     assert "SHPLB_PATH" not in stock.env
-    sparse = settings.server_of(parse_variant("quest@0.1"))
+    sparse = settings.server_of(parse_variant("quest@0.1"), 1)
     assert sparse.command[-2:] == ["--random-seed", "7"]
     assert sparse.command[sparse.command.index("--shplb-policy") + 1] == "quest"
     assert sparse.command[sparse.command.index("--shplb-plan") + 1] == str(tmp_path / "quest@0.1.plan.safetensors")
@@ -229,10 +234,36 @@ def test_servers_of_variants(tmp_path: Path) -> None:
     assert int(sparse.command[sparse.command.index("--max-total-tokens") + 1]) > 8192
 
 
+def test_servers_are_dealt_over_gpus(tmp_path: Path) -> None:
+    settings = ServerSettings(tmp_path, "cuda", 2, tmp_path, 8192, [], 60.0)
+    made = [settings.server_of(parse_variant("dense"), index).command for index in range(3)]
+    assert [command[command.index("--base-gpu-id") + 1] for command in made] == ["0", "1", "0"]
+
+
+def test_answers_are_reported_as_they_come_and_again_when_timed(workload: Workload) -> None:
+    servers = {name: FakeServer(workload) for name in ("dense", "shplb@0.1", "idle", "gone")}
+    servers["idle"].shplb_state = lambda: dict.fromkeys(FakeServer(workload).shplb_state(), 0)  # type: ignore[method-assign]
+    servers["gone"].post = broken  # type: ignore[method-assign, assignment]
+    found: list[tuple[str, int]] = []
+    failed: dict[str, str] = {}
+    sample_all(
+        servers, workload, words, "dense",  # type: ignore[arg-type]
+        lambda name, sample: found.append((name, len(sample.ttft_ms))), failed.__setitem__,
+    )  # fmt: skip
+    assert sorted(found) == [("dense", 0), ("dense", 2), ("shplb@0.1", 0), ("shplb@0.1", 2)]
+    assert set(failed) == {"idle", "gone"}
+    assert "no step sparse" in failed["idle"]
+    assert "server went away" in failed["gone"]
+
+
+def broken(path: str, body: dict[str, Any]) -> None:
+    raise OSError("the server went away")
+
+
 def test_windows_leave_out_what_has_no_probability(workload: Workload) -> None:
     """The first entry is no number; the one after it is the first token of the first window."""
     server = FakeServer(workload)
     sample = take_sample(server, workload, words, sparse=False)  # type: ignore[arg-type]
     body = next(body for body in server.bodies if body.get("return_logprob"))
-    assert body["logprob_start_len"] == TOKENS // 2 - 1
+    assert body["logprob_start_len"] == (TOKENS - WINDOW) // 2 // WINDOW * WINDOW - 1
     assert np.isfinite(np.concatenate(list(sample.nll.values()))).all()

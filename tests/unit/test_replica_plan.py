@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from shplb.cli import app
 from shplb.container import FileFormatError, load_container, save_container
+from shplb.device import H200
 from shplb.model import ModelShape
 from shplb.plan import FORMAT_VERSION, KIND, ServingPlan
 from shplb.planning import PlanMaker, PlanningError
@@ -23,6 +24,7 @@ from shplb.prediction import predict_prompt
 from shplb.rank_loads import RankLoads, imbalance
 from shplb.replica_price import price_of
 from shplb.sglang.weights import place_weights
+from shplb.show import net_text
 
 SHAPE = ModelShape("LlamaForCausalLM", 6, 64, 4, 64, 4096)
 
@@ -72,6 +74,20 @@ def test_price() -> None:
     assert price.kv_bytes_per_token == 3 * 2 * 64 * 6 * 2
     assert price.weight_bytes - price.whole_weight_bytes == (16 + 1) * 2 * 64 * 4096 * 6 * 2
     assert price_of(make_serving_plan(SHAPE)).factor == 1.0
+
+
+def test_whether_replicas_pay_is_said() -> None:
+    prediction = predict_prompt(copied_plan(), 131072)
+    flops = price_of(copied_plan()).flops_per_token * 131072
+    assert prediction.projections_ms == pytest.approx(flops / H200.gemm_flops_per_s * 1e3)
+    saved = prediction.whole_ms - prediction.placed_ms
+    assert prediction.replicas_save_ms == pytest.approx(saved - prediction.projections_ms)
+    assert net_text(dataclasses.replace(prediction, projections_ms=0.5 * saved)).endswith("ms faster")
+    assert net_text(dataclasses.replace(prediction, projections_ms=2.0 * saved)).endswith(
+        "slower, so leave --replicas out"
+    )
+    whole = predict_prompt(make_serving_plan(SHAPE), 131072)
+    assert whole.projections_ms == whole.replicas_save_ms == 0.0
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ from scipy.optimize import linprog
 from shplb import InvalidArgument, divide_replicas, place_heads, place_replicas
 
 
-def least_largest_load(own: np.ndarray, shared: list[tuple[int, int, int]]) -> float:
-    """Optimum of the division by an LP solver; own: load per rank, shared: (rank, rank, load)."""
+def least_largest_load(own: np.ndarray, shared: list[tuple[int, int, int]], speeds: np.ndarray | None = None) -> float:
+    """Optimum of the division by an LP solver; own: load per rank, shared: (rank, rank, load); speeds: loads that
+    ranks get done in unit time, which makes it the least time of the slowest rank."""
     ranks, unit = len(own), max(int(own.sum()) + sum(load for *_, load in shared), 1)
     own, shared = own / unit, [(one, other, load / unit) for one, other, load in shared]
     objective = [0.0] * len(shared) + [1.0]
     rows, limits = [], []
     for rank in range(ranks):
-        row, limit = [0.0] * len(shared) + [-1.0], -float(own[rank])
+        row, limit = [0.0] * len(shared) + [-1.0 if speeds is None else -float(speeds[rank])], -float(own[rank])
         for k, (one, other, load) in enumerate(shared):
             if one == rank:
                 row[k] = float(load)

@@ -18,6 +18,7 @@ pytest.importorskip("sglang")
 
 from server_arguments import plan_of, refusal, server_args, write_model
 
+from shplb.plan import FORMAT_VERSION
 from shplb.recording import ProfileRequest
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import SparsityRule
@@ -127,7 +128,7 @@ def test_unusable_plan_files(llama: Path, tmp_path: Path, llama_plan: str, monke
     for bad in (b"", data[: len(data) // 2], data[:-1], data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]):
         path.write_bytes(bad)
         assert "damaged" in refusal(llama, shplb_plan=str(path))
-    monkeypatch.setattr("shplb.plan.FORMAT_VERSION", 2)
+    monkeypatch.setattr("shplb.plan.FORMAT_VERSION", FORMAT_VERSION + 1)
     plan_of(llama).save(path)
     monkeypatch.undo()
     assert "update shplb" in refusal(llama, shplb_plan=str(path))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shplb.rank_speeds import RankSpeeds
 from shplb.sglang import step_monitor
 from shplb.sglang.environment import Environment
 from shplb.sglang.metrics import STEP_COUNTERS
@@ -16,7 +17,7 @@ from shplb.sglang.step_monitor import CHECK_EVERY, StepMonitor
 LAYERS = 2
 
 
-def plan_of(load: int) -> Any:
+def plan_of(load: Any) -> Any:
     return SimpleNamespace(rank_makespan_ns=np.full((LAYERS, 2), load), sparse=np.ones(1, dtype=np.uint8))
 
 
@@ -90,6 +91,51 @@ def test_sampled_times_become_a_bubble(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["attention_ms_per_step"] == [6.0, 12.0]
     assert report["measured_bubble"] == pytest.approx(0.25)
     assert report["predicted_over_measured"] == pytest.approx(1.0)
+
+
+def sampled(monitor: StepMonitor, load: int) -> np.ndarray | None:
+    """One step whose selection takes 2 ms a layer, and attention 3 ms; what it says of speeds."""
+    speeds = monitor.begin_step([0], [100], plan_of(load), timed=True)
+    for span in [0.0, 2.0, 3.0] * LAYERS:
+        Event.now += span
+        monitor.mark()
+    return speeds
+
+
+def test_feedback_finds_the_slower_rank_and_predictions_do_not_feed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_monitor.torch.cuda, "Event", Event)
+    STEP_COUNTERS.start(2)
+    # The other rank takes a quarter longer for the same load, and 3 ms were predicted.
+    other = lambda value: [value, (value[0], None if value[1] is None else value[1] * 1.25)]  # noqa: E731
+    monitor = StepMonitor(LAYERS, other, 1, RankSpeeds(2))
+    found = [sampled(monitor, 3_000_000) for _ in range(2)]
+    assert found[0] is None
+    assert found[1] is not None
+    once = RankSpeeds(2)
+    once.update(np.array([[3.0, 3.75]] * LAYERS), np.full((LAYERS, 2), 3_000_000))
+    assert found[1].tolist() == once.values.tolist()
+    assert found[1][0] > 1024 > found[1][1]
+    assert STEP_COUNTERS.report()["rank_speeds"] == (found[1] / 1024).tolist()
+    # A planner that believes these speeds predicts longer times for the slower rank: no reason to slow it down again.
+    for _ in range(300):
+        at = monitor._speeds.values
+        sampled(monitor, 3_000_000 * 1024 // at)
+    assert (monitor._speeds.values[1] / monitor._speeds.values[0]) == pytest.approx(0.8, abs=0.003)
+
+
+@pytest.mark.parametrize("bad", [None, np.nan, 0.0])
+def test_a_sample_without_one_rank_changes_nothing(monkeypatch: pytest.MonkeyPatch, bad: float | None) -> None:
+    monkeypatch.setattr(step_monitor.torch.cuda, "Event", Event)
+    STEP_COUNTERS.start(2)
+
+    def gather(value: Any) -> list[Any]:
+        checksum, times = value
+        return [value, (checksum, None if bad is None or times is None else times * bad)]
+
+    monitor = StepMonitor(LAYERS, gather, 1, RankSpeeds(2))
+    assert [sampled(monitor, 3_000_000) for _ in range(5)] == [None] * 5
+    report = STEP_COUNTERS.report()
+    assert (report["sampled_steps"], report["attention_time_drift"], report["rank_speeds"]) == (0, None, None)
 
 
 def test_steps_shared_with_the_base_are_not_timed() -> None:

@@ -13,6 +13,10 @@ from shplb import _core
 STUB = Path(shplb.__file__).with_name("_core.pyi")
 TREE = ast.parse(STUB.read_text(encoding="utf-8"))
 CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
+CONSTANTS = {
+    node.target.id: node.annotation for node in TREE.body
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+}  # fmt: skip
 FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -55,7 +59,13 @@ def strip_annotations(parameters: str) -> str:
 
 
 def test_same_public_names():
-    assert public(vars(_core)) == set(CLASSES) | set(FUNCTIONS)
+    assert public(vars(_core)) == set(CLASSES) | set(FUNCTIONS) | set(CONSTANTS)
+
+
+def test_constants():
+    assert {name: ast.unparse(annotation) for name, annotation in CONSTANTS.items()} == {
+        name: type(getattr(_core, name)).__name__ for name in CONSTANTS
+    }
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

@@ -16,6 +16,12 @@ namespace shplb {
 /// stays on the stock path.
 enum class StepMode { kAuto, kSparse, kDense };
 
+/// Speed of a rank: work that it gets done against what the cost model predicts, in 2^-10.
+inline constexpr std::int64_t kNominalSpeed = 1024;
+/// A quarter slower and faster; keeps every product below in int64.
+inline constexpr std::int64_t kLeastSpeed = 768;
+inline constexpr std::int64_t kMostSpeed = 1280;
+
 /// What stays the same from step to step. Spans are only read by the constructor.
 struct StepPlannerConfig {
   std::int64_t num_layers = 0;
@@ -59,14 +65,16 @@ struct StepPlan {
   // Per layer.
   std::vector<std::int64_t> plan_info;  // [num_layers, 9], see PlanInfo
   std::vector<std::int64_t>
-      list_indptr_offset;                      // [num_layers], bytes; int32 [num_lists + 1], pages
-  std::vector<std::int64_t> list_pages;        // [num_layers], sum of list lengths
-  std::vector<std::int64_t> cta_makespan_ns;   // [num_layers], this rank's as scheduled
-  std::vector<std::int64_t> rank_makespan_ns;  // [num_layers, num_ranks], predicted, all ranks
+      list_indptr_offset;                     // [num_layers], bytes; int32 [num_lists + 1], pages
+  std::vector<std::int64_t> list_pages;       // [num_layers], sum of list lengths
+  std::vector<std::int64_t> cta_makespan_ns;  // [num_layers], this rank's as scheduled
+  /// [num_layers, num_ranks], predicted for all ranks at their speeds.
+  std::vector<std::int64_t> rank_makespan_ns;
   /// [num_layers, list heads, 2]: blocks [first, end) that this rank computes: all, or a part where
   /// the group has a replica. Lists of other blocks are empty and have no work item.
   std::vector<std::int32_t> owned_blocks;
-  std::int64_t step_ns = 0;   // predicted attention time of this step as planned, all layers
+  // Predicted at nominal speed.
+  std::int64_t step_ns = 0;   // attention time of this step as planned, all layers
   std::int64_t dense_ns = 0;  // the same with every request on the stock path
 };
 
@@ -85,6 +93,11 @@ class StepPlanner {
   std::int64_t num_slots() const;
   /// Of this rank: query heads, or KV slots under shared lists.
   std::int64_t num_list_heads() const;
+
+  /// How fast ranks are from the next step on, [num_ranks], within [kLeastSpeed, kMostSpeed].
+  /// Moves replicas' work between their ranks and corrects rank_makespan_ns. Nothing else: which
+  /// requests run sparse, and over which pages, is decided at nominal speed.
+  void SetRankSpeeds(std::span<const std::int64_t> speeds);
 
   /// Bytes that suffice for any step of up to this many requests and new tokens.
   std::int64_t BufferBytes(std::int64_t num_requests, std::int64_t num_new_tokens) const;

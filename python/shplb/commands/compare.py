@@ -31,6 +31,7 @@ Prompts = Annotated[int, typer.Option(help="Retrieval prompts.")]
 Tolerance = Annotated[float, typer.Option(help="Text NLL over dense that is still good, nats per token.")]
 Seed = Annotated[int, typer.Option(help="Chooses texts and prompts.")]
 RunsOn = Annotated[str, typer.Option(help="auto, cuda or cpu.")]
+Backend = Annotated[str, typer.Option(help="--attention-backend of all servers (default: SGLang's own choice).")]
 Rates = Annotated[Path | None, typer.Option(help="File made by `shplb calibrate`.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -48,6 +49,7 @@ def compare(
     tolerance: Tolerance = 0.05,
     seed: Seed = 1,
     device: RunsOn = "auto",
+    attention_backend: Backend = "",
     rates: Rates = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +73,7 @@ def compare(
         tp_size=tp,
         device=detect_device() if device == "auto" else device,
         tolerance=tolerance,
+        attention_backend=attention_backend,
     )
     predicted = device_for(profile.model, rates)
     chosen = held_out(model_path, profile, question.tokens, texts=texts, prompts=prompts, seed=seed)

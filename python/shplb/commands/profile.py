@@ -37,6 +37,7 @@ def profile(
     ] = "none",
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Model dtype, as for SGLang.")] = "auto",
+    attention_backend: Annotated[str, typer.Option(help="As for SGLang; default: its own choice.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Measure what every head loses at every density, through SGLang's engine with dense attention.
@@ -54,7 +55,7 @@ def profile(
 
         device = detect_device()
     wanted = parse_lengths(lengths) if lengths else default_lengths(max_tokens)
-    settings = ProfileSettings(wanted, tp, device, dtype, row_sampling, seed)
+    settings = ProfileSettings(wanted, tp, device, dtype, row_sampling, seed, attention_backend)
     check_importance(importance)
     check_request(model_path, out, settings, limit=documents)
     chosen = choose_documents(model_path, max(wanted), texts=texts, limit=documents)

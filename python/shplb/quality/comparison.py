@@ -28,6 +28,7 @@ class Question:
     tp_size: int
     device: str
     tolerance: float
+    attention_backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def compare_budgets(
         on_server(name)
         file = name.replace(", per ", "-").replace(" at ", "-")
         return measure(
-            plan, q.model_path, work, texts, prompts, name=file, device=q.device, tp_size=q.tp_size
+            plan, q.model_path, work, texts, prompts, name=file, device=q.device, tp_size=q.tp_size,
+            attention_backend=q.attention_backend,
         )  # fmt: skip
 
     with tempfile.TemporaryDirectory(prefix="shplb-compare-") as folder:

@@ -47,8 +47,11 @@ def measure(
     name: str,
     device: str,
     tp_size: int,
+    attention_backend: str = "",
 ) -> Sample:
     """Start a server with ``plan`` (None: stock dense SGLang) and take a sample; log and plan go to ``work``.
+
+    attention_backend: of dense steps and of decode, "" for SGLang's own choice.
 
     Raises:
         NotSparseError: no step was sparse.
@@ -57,12 +60,13 @@ def measure(
     longest = max(len(text.token_ids) for text in texts)
     options = ["--max-total-tokens", str(longest + 8192), "--disable-radix-cache", "--skip-server-warmup"]
     options += ["--chunked-prefill-size", str(_CHUNK_TOKENS)]
+    if device == "cpu" and plan is None:
+        attention_backend = "torch_native"  # SGLang's own choice needs AMX
+    options += ["--attention-backend", attention_backend] if attention_backend else []
     if plan is not None:
         path = work / f"{name}.plan.safetensors"
         plan.save(path)
         options += ["--enable-shplb", "--shplb-plan", str(path)]
-    elif device == "cpu":
-        options += ["--attention-backend", "torch_native"]  # SGLang's own choice needs AMX
     log = work / f"{name}.log"
     with Server(model_path, log, tp_size=tp_size, device=device, options=options) as server:
         server.wait_ready()

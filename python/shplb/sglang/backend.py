@@ -17,6 +17,7 @@ from shplb.kernels.flashinfer_sm90 import DTYPES, KernelUnavailableError
 from shplb.kernels.self_check import checked_kernel
 from shplb.plan import ServingPlan
 from shplb.policies import DEFAULT
+from shplb.rank_speeds import RankSpeeds
 from shplb.sglang.active_plan import load_plan
 from shplb.sglang.batches import Route, is_prefill
 from shplb.sglang.environment import SPARSE_AT_ANY_PRICE, Environment
@@ -77,12 +78,14 @@ class SparsePrefillMixin:
             export=args.enable_metrics,
             rank=runner.tp_rank,
             labels={"model_name": args.served_model_name, **(args.extra_metric_labels or {})},
+            judged=environment.promises,
             plan=args.shplb_plan,
             plan_hash=self.shplb_plan.hash,
             page_size=runner.page_size if hasattr(runner, "page_size") else args.page_size,
             engine=type(self.shplb_engine).__name__,
             path=environment.path,
             policy=environment.policy or DEFAULT,
+            feedback=environment.feedback,
         )
         if environment.policy not in ("", DEFAULT):
             logger.warning(
@@ -146,7 +149,10 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     if kernel is None:
         return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir, forced, shadow)
     chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
-    monitor = StepMonitor(plan.model.num_layers, ask, environment.sample_every)
+    speeds = RankSpeeds(plan.tp_size) if environment.feedback == "on" else None
+    if speeds is not None and not plan.replicas:
+        logger.warning("S-HPLB: feedback corrects predicted times only, since the plan has no replicas to divide anew")
+    monitor = StepMonitor(plan.model.num_layers, ask, environment.sample_every, speeds)
     cost = SPARSE_AT_ANY_PRICE if forced else served_cost(plan, runner, kernel)
     return PagedEngine(plan, runner.tp_rank, max_tokens, req_to_token, kernel, trace_dir, chunk, cost, monitor, shadow)
 

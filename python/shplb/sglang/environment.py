@@ -20,9 +20,11 @@ SAMPLE_EVERY = "SHPLB_SAMPLE_EVERY"
 CALIBRATION_S = "SHPLB_CALIBRATION_S"
 POLICY = "SHPLB_POLICY"
 SHADOW_EVERY = "SHPLB_SHADOW_EVERY"
+FEEDBACK = "SHPLB_FEEDBACK"
 
 PathName = Literal["auto", "sparse"]
 KernelName = Literal["auto", "sm90", "public"]
+FeedbackName = Literal["off", "on"]
 
 # Under these costs the planner finds every prefill faster sparse; it still leaves one new token to the base backend.
 # Items and tiles keep the proportion of real costs, so that CTAs get the same work; predicted times mean nothing.
@@ -42,6 +44,7 @@ class Environment(NamedTuple):
         calibration_s: seconds that making a plan at start may take.
         policy: what pages are scored by and how they are chosen, see ``shplb.policies``; "" for what the plan says.
         shadow_every: sparse steps from one that is checked against dense attention to the next, 0 for never.
+        feedback: ``on``: sampled times move work of replicas from slower ranks to faster ones.
     """
 
     path: PathName = "auto"
@@ -50,18 +53,29 @@ class Environment(NamedTuple):
     calibration_s: int = 1800
     policy: str = ""
     shadow_every: int = 0
+    feedback: FeedbackName = "off"
 
     @classmethod
     def read(cls) -> "Environment":
         """StartRefusedError in one sentence for a value that is not valid."""
-        return cls(
+        environment = cls(
             _choice(PATH, get_args(PathName)),
             _choice(KERNEL, get_args(KernelName)),
             _number(SAMPLE_EVERY, cls._field_defaults["sample_every"], "steps, or 0 for no sampling"),
             _number(CALIBRATION_S, cls._field_defaults["calibration_s"], "seconds"),
             _policy(),
             _number(SHADOW_EVERY, cls._field_defaults["shadow_every"], "steps, or 0 for no checks"),
+            _choice(FEEDBACK, get_args(FeedbackName)),
         )
+        if environment.feedback == "on" and not environment.sample_every:
+            raise StartRefusedError(f"{FEEDBACK} is on, but nothing is timed; set {SAMPLE_EVERY}=64, too.")
+        return environment
+
+    @property
+    def promises(self) -> tuple[str, ...]:
+        """What ``Drift`` is to judge: costs at any price predict nothing, and the profile is of the default policy."""
+        time = ("time",) if self.path != "sparse" else ()
+        return (*time, "mass") if self.policy in ("", DEFAULT) else time
 
     def apply(self, plan: ServingPlan) -> ServingPlan:
         """``plan`` with the score and choice of the policy, if one is set.

@@ -4,11 +4,12 @@
 A bench reads them to be sure that the sparse path ran.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shplb.sglang.drift import Drift
 from shplb.sglang.shadow_means import ShadowMeans
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class StepCounters:
         self.placed = LayerLoads(1)
         self.contiguous = LayerLoads(1)
         self.sampled = SampledTimes(1)
+        self.rank_speeds: list[float] = []  # 1.0: as predicted; of feedback
         self.shadow = ShadowMeans()
+        self.drift = Drift()
         self.exporter: StepExporter | None = None
 
     def start(
@@ -93,16 +96,18 @@ class StepCounters:
         export: bool = False,
         rank: int = 0,
         labels: Mapping[str, object] | None = None,
+        judged: Collection[str] = ("time", "mass"),
         **facts: Any,
     ) -> None:
         """Reset for a server of ``tp_size`` ranks; ``facts`` (builtins) are shown as they are.
 
-        ``export``: to Prometheus too after every step, as ``rank`` and with ``labels``.
+        ``export``: to Prometheus too after every step, as ``rank`` and with ``labels``; ``judged``: as of ``Drift``.
         """
         self.__init__()  # type: ignore[misc]
         self.facts = facts
         self.placed, self.contiguous = LayerLoads(tp_size), LayerLoads(tp_size)
         self.sampled = SampledTimes(tp_size)
+        self.drift = Drift(judged, logs=rank == 0)
         if export:
             from shplb.sglang.prometheus import make_exporter
 
@@ -135,14 +140,24 @@ class StepCounters:
     def add_measured(self, selection_ms: np.ndarray, attention_ms: np.ndarray, predicted_ns: np.ndarray) -> None:
         """Time on the GPU of a sampled step, per layer and rank; predicted: of attention alone."""
         self.sampled.add(selection_ms, attention_ms, predicted_ns)
+        self.drift.add_times(float(attention_ms.max(axis=1).sum()), float(predicted_ns.max(axis=1).sum()) / 1e6)
         if self.exporter is not None:
             self.exporter.update_sampled(self.sampled)
+            self.exporter.update_drift(self.drift)
+
+    def set_rank_speeds(self, speeds: list[float]) -> None:
+        """What feedback has found, [tp_size]."""
+        self.rank_speeds = speeds
+        if self.exporter is not None:
+            self.exporter.update_rank_speeds(speeds)
 
     def add_shadow(self, sums: np.ndarray) -> None:
         """One shadow check, as ``ShadowMeans.add`` takes it."""
         self.shadow.add(sums)
+        self.drift.set_mass(float(self.shadow.drift.mean()), self.shadow.checks)
         if self.exporter is not None:
             self.exporter.update_shadow(self.shadow)
+            self.exporter.update_drift(self.drift)
 
     def add_unplanned(self, computed: int) -> None:
         """Work above (or below) what :meth:`add_step` was told, of lists that were not as long as planned."""
@@ -153,6 +168,8 @@ class StepCounters:
             **self.facts,
             **self.sampled.report(),
             **self.shadow.report(),
+            **self.drift.report(),
+            "rank_speeds": self.rank_speeds or None,
             "sparse_steps": self.sparse_steps,
             "dense_steps": self.dense_steps,
             "computed_row_pages": self.computed,

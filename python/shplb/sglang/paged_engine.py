@@ -75,9 +75,12 @@ class PagedEngine:
         step = None
         if min(new) > 0:  # SGLang can leave a chunk without a token in a mixed batch
             step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
-        self._monitor.begin_step(
+        speeds = self._monitor.begin_step(
             prefix, new, None if step is None else step.plan, timed=step is not None and step.dense_rows is None
         )
+        if speeds is not None:
+            for planner in filter(None, (self.prefill.planner, self._contiguous)):
+                planner.set_rank_speeds(speeds)
         self._shadow.begin_step(step is not None)
         self._dealt.collect()
         STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from prometheus_client import Gauge
+
+    from shplb.sglang.drift import Drift
     from shplb.sglang.metrics import SampledTimes, StepCounters
     from shplb.sglang.shadow_means import ShadowMeans
 
@@ -18,6 +21,10 @@ _SHADOW = {
     "shplb_shadow_lost_mass": ("lost", "Attention mass on pages that were not kept, shadow checks; fading mean."),
     "shplb_shadow_output_error": ("error", "Error of attention's output over its norm, shadow checks; fading mean."),
     "shplb_shadow_mass_drift": ("drift", "Recovered attention mass less what the plan's profile recovered."),
+}
+_DRIFT = {
+    "time": ("shplb_attention_time_drift", "Measured over predicted attention time, less 1; fading mean."),
+    "mass": ("shplb_mass_drift", "Recovered attention mass less the profile's, mean over layers; fading mean."),
 }
 
 
@@ -30,16 +37,10 @@ class StepExporter:
 
     def __init__(self, rank: int, labels: Mapping[str, object]) -> None:
         """``labels``: of every series, ranks apart."""
-        from prometheus_client import Counter, Gauge
+        from prometheus_client import Counter
 
         self.rank = rank
         of_rank = {**labels, "tp_rank": rank}
-
-        # No registry: the folder is what counts, and a registry takes a name once though a process may start several
-        # servers. Kept are the children: to look up labels costs more than to set a value.
-        def gauge(name: str, text: str, labels: Mapping[str, object]) -> Gauge:
-            made = Gauge(name, text, list(labels), registry=None, multiprocess_mode="mostrecent")
-            return made.labels(**labels) if labels else made
 
         def counter(name: str, text: str) -> Counter:
             return Counter(name, text, list(of_rank), registry=None).labels(**of_rank)
@@ -69,6 +70,8 @@ class StepExporter:
         self._seen = (0, 0, 0)
         # Made when first needed: an operator without shadow checks has no series of zeros.
         self._shadow: dict[str, list[Gauge]] = {}
+        self._drifts: dict[str, tuple[Gauge, Gauge]] = {}
+        self._rank_speed: Gauge | None = None
         self._labels = dict(labels)
 
     def update_sampled(self, sampled: "SampledTimes") -> None:
@@ -80,18 +83,40 @@ class StepExporter:
 
     def update_shadow(self, shadow: "ShadowMeans") -> None:
         """One series per layer; all ranks know the same sums."""
-        from prometheus_client import Gauge
-
         for name, (attribute, text) in _SHADOW.items():
             values = getattr(shadow, attribute)
             if not np.all(np.isfinite(values)):
                 continue
             if name not in self._shadow:
-                labels = [*self._labels, "layer"]
-                gauge = Gauge(name, text, labels, registry=None, multiprocess_mode="mostrecent")
-                self._shadow[name] = [gauge.labels(**self._labels, layer=index) for index in range(len(values))]
+                self._shadow[name] = [
+                    gauge(name, text, {**self._labels, "layer": layer}) for layer in range(len(values))
+                ]
             for child, value in zip(self._shadow[name], values.tolist(), strict=True):
                 child.set(value)
+
+    def update_drift(self, drift: "Drift") -> None:
+        """All ranks know the same."""
+        for kind, (name, text) in _DRIFT.items():
+            value = getattr(drift, kind)
+            if not np.isfinite(value):
+                continue
+            if kind not in self._drifts:
+                left = "1 while a drift is out of its band."
+                labels = {**self._labels, "drift": kind}
+                self._drifts[kind] = (
+                    gauge(name, text, self._labels),
+                    gauge("shplb_drift_out_of_band", left, labels),
+                )
+            of_value, of_band = self._drifts[kind]
+            of_value.set(value)
+            of_band.set(drift.is_left(kind))
+
+    def update_rank_speeds(self, speeds: list[float]) -> None:
+        """This rank's; all know all of them."""
+        if self._rank_speed is None:
+            text = "Attention work that a rank gets done over what the cost model says, ranks compared; 1 is alike."
+            self._rank_speed = gauge("shplb_rank_speed", text, {**self._labels, "rank": self.rank})
+        self._rank_speed.set(speeds[self.rank])
 
     def update(self, counters: "StepCounters") -> None:
         """At most five writes to mapped memory, since it is called in every step."""
@@ -111,6 +136,18 @@ class StepExporter:
         if total := sum(loads):
             self._load_share.set(loads[self.rank] * len(loads) / total)
             self._balancedness.set(total / (placed.slowest * len(loads)))
+
+
+def gauge(name: str, text: str, labels: Mapping[str, object]) -> "Gauge":
+    """One series.
+
+    No registry: the folder is what counts, and a registry takes a name once though a process may start several servers.
+    What comes back is the child: to look up labels costs more than to set a value.
+    """
+    from prometheus_client import Gauge
+
+    made = Gauge(name, text, list(labels), registry=None, multiprocess_mode="mostrecent")
+    return made.labels(**labels) if labels else made
 
 
 def make_exporter(rank: int, labels: Mapping[str, object]) -> StepExporter | None:

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-#: A check counts for as much as the ones before it until there are so many; then old ones fade.
-_MEMORY = 16
+from shplb.sglang.fading_mean import FadingMean
 
 
 class ShadowMeans:
@@ -17,8 +16,12 @@ class ShadowMeans:
     """
 
     def __init__(self) -> None:
-        self.checks = 0
+        self._means = FadingMean()
         self.lost = self.error = self.drift = np.empty(0)
+
+    @property
+    def checks(self) -> int:
+        return self._means.count
 
     def add(self, sums: np.ndarray) -> None:
         """One check, float64 [num_layers, 5], sums over heads: recovered mass, squared error, squared norm of the dense
@@ -26,15 +29,8 @@ class ShadowMeans:
         recovered, error, norm, expected, heads = sums.T
         heads = np.maximum(heads, 1.0)
         mine = (1.0 - recovered / heads, np.sqrt(error / np.maximum(norm, 1e-30)), (recovered - expected) / heads)
-        self.checks += 1
-        if self.checks == 1:
-            self.lost, self.error, self.drift = mine
-            return
-        weight = 1.0 / min(self.checks, _MEMORY)
-        before = self.lost, self.error, self.drift
-        self.lost, self.error, self.drift = (
-            old + weight * (new - old) for old, new in zip(before, mine, strict=True)
-        )  # fmt: skip
+        self._means.add(np.stack(mine))
+        self.lost, self.error, self.drift = self._means.value
 
     def report(self) -> dict[str, Any]:
         if not self.checks:

@@ -64,6 +64,11 @@ void Run(Input* input) {
     }
     std::vector<std::byte> buffer(input->Bit() ? 1 << 20 : 4096);
     const auto mode = static_cast<StepMode>(input->Take<std::uint8_t>() % 3);
+    if (input->Bit()) {
+      Lengths speeds(static_cast<std::size_t>(ranks));
+      for (auto& speed : speeds) speed = kLeastSpeed - 1 + input->Take<std::uint16_t>() % 515;
+      Guard([&] { planner.SetRankSpeeds(speeds); });
+    }
     Guard([&] {
       planner.Plan(prefix, fresh, mode, buffer, &plan);
       CheckPlan(plan, buffer, c);
