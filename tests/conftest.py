@@ -43,8 +43,9 @@ def _load_triton_kernels() -> None:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for module in ("shplb.kernels.paged_prefill", "triton.experimental.gluon"):  # the latter on first use, else
-            importlib.import_module(module)
+        for module in ("paged_prefill", "chunk_curves"):
+            importlib.import_module(f"shplb.kernels.{module}")
+        importlib.import_module("triton.experimental.gluon")  # else on first use
 
 
 def _other_models(kept: str) -> list[str]:

@@ -20,7 +20,10 @@ _EXACT_LAYERS = 4
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):
-    """What to measure. Requests of the server whose id is in ``documents`` are profiled, all others ignored."""
+    """What to measure. Requests of the server whose id is in ``documents`` are profiled, all others ignored.
+
+    Documents have as many tokens as the longest of ``lengths``.
+    """
 
     documents: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -106,12 +109,6 @@ class CurveSums:
     def zeros(cls, num_layers: int, num_heads: int, num_lengths: int) -> "CurveSums":
         shape = (num_layers, num_heads, num_lengths, len(DENSITIES))
         return cls(np.zeros(shape), np.zeros(shape), np.zeros((num_layers, num_lengths), dtype=np.int64))
-
-    def add(self, layer: int, bucket: int, recovery: np.ndarray, error: np.ndarray, rows: int) -> None:
-        """Add one block's sums over ``rows`` query rows, each float64 [local_qo_heads, num_points]."""
-        self.recovery[layer, :, bucket] += recovery
-        self.error[layer, :, bucket] += error
-        self.rows[layer, bucket] += rows
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """(recovery, error) per query row, same shapes; 0 where no row was measured."""

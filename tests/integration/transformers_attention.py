@@ -12,9 +12,10 @@ from shplb.kernels.curves import output_gram
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.profile import DENSITIES, HeadProfile
-from shplb.recording import CurveSums, ProfileRequest
+from shplb.recording import ProfileRequest
 from shplb.sglang.metadata import StepBudgets, cut_query_blocks
 from shplb.sglang.profiling import CurveRecorder
+from shplb.sglang.running_sums import RunningSums
 from shplb.sglang.torch_prefill import TorchPrefill
 from shplb.sparsity import SparsityRule, query_block_size
 
@@ -32,7 +33,7 @@ class PluggedModel:
             model_dir, dtype=torch.float32, attn_implementation="shplb"
         ).eval()
         self.request = ProfileRequest(documents=(), lengths=(tokens // 2, tokens), rule=self.rule)
-        self.sums: CurveSums | None = None
+        self.sums: RunningSums | None = None
         self.plan: ServingPlan | None = None
 
     def nll(self, token_ids: list[int], plan: ServingPlan | None) -> np.ndarray:
@@ -56,9 +57,10 @@ class PluggedModel:
         found = []
         for index, token_ids in enumerate(documents):
             self.document = f"document{index:03d}"
-            self.sums = CurveSums.zeros(self.shape.num_layers, self.shape.num_qo_heads, len(self.request.lengths))
+            shape = (self.shape.num_layers, self.shape.num_qo_heads, len(self.request.lengths))
+            self.sums = RunningSums(*shape, torch.device("cpu"))
             self.nll(token_ids, None)
-            found.append(self.sums)
+            found.append(self.sums.on_host())
             self.sums = None
         rows = np.array([sums.rows[0] for sums in found])
         scale = 1.0 / rows[:, None, None, :, None]
@@ -104,4 +106,5 @@ class PluggedModel:
         grams = output_gram(module.o_proj.weight, self.shape.head_dim)[None].expand(self.shape.num_layers, -1, -1, -1)
         recorder = CurveRecorder(self.request, self.folder, 0, grams)
         recorder.document, recorder.sums = self.document, self.sums
-        recorder.measure(layer, self.document, q, k, v, cut_query_blocks([0], [len(q)], self.rule.query_block), scaling)
+        blocks = cut_query_blocks([0], [len(q)], self.rule.query_block)
+        recorder.measure(layer, self.document, q, k, v, torch.arange(len(q)), blocks, scaling)

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One query block, its pages ranked as serving would rank them, measured on any of its rows."""
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
 
 from shplb.kernels.curves import block_curves, block_sensitivity, page_partials
@@ -11,6 +15,19 @@ from shplb.sparsity import SparsityRule, num_pages
 
 # Memory follows rows times keys: for 24 rows of 32 heads and 131072 keys 0.4 GB of weights, 0.8 GB of partial outputs.
 _ROWS_AT_ONCE = 24
+
+#: (rows of every block, gram) -> (recovery, error) of a chunk's blocks, sums over rows: float64 [2, num_qo_heads,
+#: num_blocks, num_points]. Rows: absolute positions, int64, as many of each block as wanted; gram: as of
+#: ``BlockMeasurement.curves``.
+Measure = Callable[[Sequence[np.ndarray], torch.Tensor], torch.Tensor]
+
+
+class BlockRows(NamedTuple):
+    """Rows [first_row, end_row) of a request, absolute positions; ``offset`` is the first row's place in q."""
+
+    offset: int
+    first_row: int
+    end_row: int
 
 
 class BlockMeasurement:

@@ -12,14 +12,45 @@ from typing import Any
 
 from shplb.recording import ProfileJob
 
-# Prefill chunks that whole query blocks fill exactly at both block sizes (128 and 192 rows).
-_CHUNK_TOKENS = 1536
+# Prefill chunks that whole query blocks fill exactly at both block sizes (128 and 192 rows). On a GPU long ones, since
+# dense prefill of short ones is slow, and all blocks of a chunk are measured at once.
+CHUNK_TOKENS = {"cuda": 7680, "cpu": 1536}
 # SGLang wants room for an answer, also where a document fills the model's context.
 _ROOM_TOKENS = 8
+_POOL_ROOM_TOKENS = 4096
 
 # SGLang ends an engine whose batch takes 300 s, which a measured chunk on a busy CPU does. Who waits sees the progress,
 # and a calibration at start has a limit of its own.
 _WATCHDOG_S = 24 * 3600.0
+
+
+def engine_options(job: ProfileJob, folder: Path) -> dict[str, Any]:
+    """Arguments of ``sglang.Engine`` under which it records the documents of a job into ``folder``."""
+    longest = max(map(len, job.documents.values()))
+    return {
+        "model_path": job.model_path,
+        "tp_size": job.tp_size,
+        "device": job.device,
+        "dtype": job.dtype,
+        "attention_backend": job.attention_backend or None,
+        "context_length": longest + _ROOM_TOKENS,
+        # No more than one document needs: the rest of the memory is for what measures it.
+        "max_total_tokens": longest + _POOL_ROOM_TOKENS,
+        "enable_shplb": True,
+        "shplb_profile": str(folder),
+        "disable_radix_cache": True,
+        "disable_cuda_graph": True,
+        "chunked_prefill_size": CHUNK_TOKENS[job.device],
+        "skip_tokenizer_init": True,
+        "skip_server_warmup": True,
+        "watchdog_timeout": _WATCHDOG_S,
+        "log_level": "warning",
+    }
+
+
+def prefill(engine: Any, name: str, tokens: list[int]) -> None:
+    """One document through an engine, as the request of its name."""
+    engine.generate(input_ids=tokens, sampling_params={"max_new_tokens": 1, "temperature": 0.0}, rid=name)
 
 
 def run(folder: Path) -> None:
@@ -28,29 +59,9 @@ def run(folder: Path) -> None:
     from sglang import Engine
 
     job = ProfileJob.load(folder)
-    longest = max(map(len, job.documents.values()))
-    options: dict[str, Any] = {"max_total_tokens": longest + 4096} if job.device == "cpu" else {}
-    if job.attention_backend:
-        options["attention_backend"] = job.attention_backend
-    engine = Engine(
-        model_path=job.model_path,
-        tp_size=job.tp_size,
-        device=job.device,
-        dtype=job.dtype,
-        context_length=longest + _ROOM_TOKENS,
-        enable_shplb=True,
-        shplb_profile=str(folder),
-        disable_radix_cache=True,
-        disable_cuda_graph=True,
-        chunked_prefill_size=_CHUNK_TOKENS,
-        skip_tokenizer_init=True,
-        skip_server_warmup=True,
-        watchdog_timeout=_WATCHDOG_S,
-        log_level="warning",
-        **options,
-    )
+    engine = Engine(**engine_options(job, folder))
     for name, tokens in job.documents.items():
-        engine.generate(input_ids=tokens, sampling_params={"max_new_tokens": 1, "temperature": 0.0}, rid=name)
+        prefill(engine, name, tokens)
         job.mark_done(folder, name)
     engine.shutdown()
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from shplb.kernels.block_measurement import BlockMeasurement
+from shplb.kernels.block_measurement import BlockRows
+from shplb.kernels.chunk_curves import ChunkCurves, chunk_curves
 from shplb.kernels.curves import output_gram
-from shplb.kernels.scores import key_vectors
-from shplb.recording import CurveSums, ProfileRequest, exact_name
+from shplb.recording import ProfileRequest, exact_name
 from shplb.row_sampling import sampled_rows
 from shplb.sglang.metadata import QueryBlock, cut_query_blocks
 from shplb.sglang.refusal import StartRefusedError
+from shplb.sglang.running_sums import RunningSums
 from shplb.sglang.tokens import token_slots
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class ProfilingMixin:
         request = ProfileRequest.load(folder)
         self.shplb_recorder = CurveRecorder(request, folder, runner.tp_rank, output_grams(runner))
         self.shplb_blocks: list[QueryBlock] = []
+        self.shplb_slots: list[torch.Tensor] = []
         watch_residual(runner.model.model.layers, self.shplb_recorder)
         logger.info("S-HPLB: recording head profiles into %s", folder)
 
@@ -42,6 +44,8 @@ class ProfilingMixin:
                 list(forward_batch.extend_seq_lens_cpu),
                 self.shplb_recorder.request.rule.query_block,
             )
+            # Once per step: reading a request's place waits for the GPU.
+            self.shplb_slots = token_slots(self.req_to_token_pool.req_to_token, forward_batch)  # type: ignore[attr-defined]
 
     def forward_extend(
         self,
@@ -62,7 +66,7 @@ class ProfilingMixin:
                 q.view(-1, layer.tp_q_head_num, layer.qk_head_dim),
                 pool.get_key_buffer(layer.layer_id),
                 pool.get_value_buffer(layer.layer_id),
-                token_slots(self.req_to_token_pool.req_to_token, forward_batch),  # type: ignore[attr-defined]
+                self.shplb_slots,
                 self.shplb_blocks,
                 layer.scaling,
             )
@@ -70,15 +74,16 @@ class ProfilingMixin:
 
 
 class CurveRecorder:
-    """Measures the blocks of profiled requests and writes one file per document and rank after every chunk."""
+    """Measures the blocks of profiled requests and writes one file per document and rank at its end."""
 
     def __init__(self, request: ProfileRequest, folder: Path, rank: int, grams: torch.Tensor) -> None:
         """grams: float32 [num_layers, local_qo_heads, head_dim, head_dim]."""
         self.request, self.folder, self.rank, self.grams = request, folder, rank, grams
         self.document = ""
-        self.sums: CurveSums | None = None
-        self.exact: CurveSums | None = None
+        self.sums: RunningSums | None = None
+        self.exact: RunningSums | None = None
         self.residual: tuple[torch.Tensor, int] | None = None  # of the layer under way: squared norms, rows
+        self._chunk: tuple[torch.Tensor, ChunkCurves] | None = None  # the step's slots, and what is made for them
 
     def record(
         self,
@@ -95,11 +100,11 @@ class CurveRecorder:
             if not self.request.owns(rid):
                 continue
             mine = [block for block in blocks if block.request == index]
-            self.measure(layer, rid, q, k_pool[slots[index]], v_pool[slots[index]], mine, sm_scale)
+            self.measure(layer, rid, q, k_pool, v_pool, slots[index], mine, sm_scale)
             if self.residual is not None and self.sums is not None and len(rids) == 1:
-                squares, rows = self.residual
-                self.sums.residual[layer] += (squares.item(), rows)
-            if layer == len(self.grams) - 1:
+                self.sums.add_residual(layer, *self.residual)
+            # Curves of half a document are of no use, and a file takes as long as a layer.
+            if layer == len(self.grams) - 1 and mine[-1].end_row >= self.request.lengths[-1]:
                 self._save()
 
     def measure(
@@ -107,51 +112,59 @@ class CurveRecorder:
         layer: int,
         document: str,
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        k_pool: torch.Tensor,
+        v_pool: torch.Tensor,
+        slots: torch.Tensor,
         blocks: list[QueryBlock],
         sm_scale: float,
     ) -> None:
-        """Add one layer's blocks of a document; q: [num_tokens, local_qo_heads, head_dim] as ``blocks`` index it; k, v:
-        [seq_len, local_kv_heads, head_dim] of its tokens so far.
+        """Add one layer's blocks of a document; q: [num_tokens, local_qo_heads, head_dim] as ``blocks`` index it;
+        k_pool, v_pool: [pool_tokens, local_kv_heads, head_dim]; slots: int64 [seq_len], where its tokens so far are,
+        one tensor in all layers of a step.
         """
         if document != self.document:
-            shape = (len(self.grams), q.shape[1], len(self.request.lengths))
-            self.document, self.sums = document, CurveSums.zeros(*shape)
-            self.exact = CurveSums.zeros(*shape) if document == self.request.exact_document else None
-        keys, values = k.float().transpose(0, 1), v.float().transpose(0, 1)
-        pooled = key_vectors(k, self.request.rule)
-        for block in blocks:
-            bucket = self.request.bucket(block.end_row)
-            if bucket is not None:
-                rows = q[block.offset : block.offset + block.end_row - block.first_row]
-                found = BlockMeasurement(rows, keys, values, pooled, block.first_row, sm_scale, self.request.rule)
-                self._add(layer, bucket, block, found)
+            shape = (len(self.grams), q.shape[1], len(self.request.lengths), q.device)
+            self.document, self.sums = document, RunningSums(*shape)
+            self.exact = RunningSums(*shape) if document == self.request.exact_document else None
+        blocks = [block for block in blocks if self.request.bucket(block.end_row) is not None]
+        if blocks:
+            curves = self._curves_of(blocks, slots, q, k_pool)
+            self._add(layer, blocks, curves, q, k_pool, v_pool, sm_scale)
 
-    def _add(self, layer: int, bucket: int, block: QueryBlock, found: BlockMeasurement) -> None:
-        request, device, gram = self.request, found.q.device, self.grams[layer].to(found.q.device)
-        chosen = sampled_rows(
-            block.first_row,
-            block.end_row,
-            every=request.row_sampling,
-            seed=request.seed,
-            document=self.document,
-            layer=layer,
-        )
-        recovery, error = (part.cpu().numpy() for part in found.curves(torch.from_numpy(chosen).to(device), gram))
+    def _curves_of(
+        self, blocks: list[QueryBlock], slots: torch.Tensor, q: torch.Tensor, k_pool: torch.Tensor
+    ) -> ChunkCurves:
+        """Tables of the chunk, made at its first layer."""
+        if self._chunk is None or self._chunk[0] is not slots:
+            rows = [BlockRows(block.offset, block.first_row, block.end_row) for block in blocks]
+            self._chunk = slots, chunk_curves(rows, slots, self.request.rule, q, k_pool)
+        return self._chunk[1]
+
+    def _add(
+        self, layer: int, blocks: list[QueryBlock], curves: ChunkCurves, q: torch.Tensor, k_pool: torch.Tensor,
+        v_pool: torch.Tensor, sm_scale: float,
+    ) -> None:  # fmt: skip
+        request, gram = self.request, self.grams[layer].to(q.device)
+        every, seed, document = request.row_sampling, request.seed, self.document
+        chosen = [
+            sampled_rows(block.first_row, block.end_row, every=every, seed=seed, document=document, layer=layer)
+            for block in blocks
+        ]
+        buckets = [bucket for block in blocks if (bucket := request.bucket(block.end_row)) is not None]
+        measure = curves.layer(q, k_pool, v_pool, sm_scale)
+        found = measure(chosen, gram)
         assert self.sums is not None
-        self.sums.add(layer, bucket, recovery, error, len(chosen))
+        self.sums.add(layer, buckets, found, [len(rows) for rows in chosen])
         if self.exact is None or not request.is_exact(layer):
             return
-        others = np.setdiff1d(np.arange(block.first_row, block.end_row), chosen)
-        rest = [part.cpu().numpy() for part in found.curves(torch.from_numpy(others).to(device), gram)]
-        self.exact.add(layer, bucket, recovery + rest[0], error + rest[1], len(chosen) + len(others))
+        whole = [np.arange(block.first_row, block.end_row) for block in blocks]
+        others = [np.setdiff1d(rows, some) for rows, some in zip(whole, chosen, strict=True)]
+        self.exact.add(layer, buckets, found + measure(others, gram), [len(rows) for rows in whole])
 
     def _save(self) -> None:
-        if self.sums is not None:
-            self.sums.save(self.folder, self.document, self.rank)
-        if self.exact is not None:
-            self.exact.save(self.folder, exact_name(self.document), self.rank)
+        for sums, name in ((self.sums, self.document), (self.exact, exact_name(self.document))):
+            if sums is not None:
+                sums.on_host().save(self.folder, name, self.rank)
 
 
 def watch_residual(layers: Any, recorder: CurveRecorder) -> None:
@@ -163,8 +176,8 @@ def watch_residual(layers: Any, recorder: CurveRecorder) -> None:
     def before(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
         stream, rest = given["hidden_states"].float(), given.get("residual")
-        stream = stream if rest is None else stream + rest.float()
-        recorder.residual = stream.square().sum(), len(stream)
+        stream = stream if rest is None else stream + rest  # in float32, without a copy of the rest
+        recorder.residual = torch.linalg.vector_norm(stream).square(), len(stream)
 
     for layer in layers:
         layer.register_forward_pre_hook(before, with_kwargs=True)
