@@ -60,7 +60,7 @@ def options_of(kind: str, job: ProfileJob, folder: Path) -> dict[str, Any]:
     for name in ("enable_shplb", "shplb_profile"):
         del options[name]
     if job.device == "cpu":  # SGLang's own choice there needs AMX
-        return {"attention_backend": "torch_native"} | options
+        return options | {"attention_backend": options["attention_backend"] or "torch_native"}
     return options | {"page_size": PAGE_SIZE, "cuda_graph_backend_prefill": "disabled"}
 
 

@@ -261,7 +261,7 @@ TABLES = {
         "scheduler": scheduler_table,
         "replicas": replicas_table,
     },
-    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table, "uneven": uneven_table},
+    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table, "replicas": uneven_table},
 }
 
 

@@ -27,12 +27,12 @@ _WATCHDOG_S = 24 * 3600.0
 def engine_options(job: ProfileJob, folder: Path) -> dict[str, Any]:
     """Arguments of ``sglang.Engine`` under which it records the documents of a job into ``folder``."""
     longest = max(map(len, job.documents.values()))
-    chosen = {"attention_backend": job.attention_backend} if job.attention_backend else {}
     return {
         "model_path": job.model_path,
         "tp_size": job.tp_size,
         "device": job.device,
         "dtype": job.dtype,
+        "attention_backend": job.attention_backend or None,
         "context_length": longest + _ROOM_TOKENS,
         # No more than one document needs: the rest of the memory is for what measures it.
         "max_total_tokens": longest + _POOL_ROOM_TOKENS,
@@ -45,7 +45,6 @@ def engine_options(job: ProfileJob, folder: Path) -> dict[str, Any]:
         "skip_server_warmup": True,
         "watchdog_timeout": _WATCHDOG_S,
         "log_level": "warning",
-        **chosen,
     }
 
 
