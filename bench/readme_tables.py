@@ -7,13 +7,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shplb.step_fit import bench_ttft_ms
+from speed_tables import (
+    POLICY_NAMES,
+    attention_table,
+    balance_table,
+    concurrency_table,
+    line,
+    policies_table,
+    prompt_text,
+    serving_table,
+    shapes_table,
+)  # fmt: skip
 
+# Of which results a table is, where its name does not say so.
+_FILES = {"shapes": ["attention"], "trade": ["simulation", "quality"]}
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 
-_STEPS = ("whole-131072", "chunk-8192-on-122880")
 _BUDGETS = {
     "dense": "dense (stock SGLang)",
     "uniform": "uniform",
@@ -27,14 +38,6 @@ _SCHEDULED_STEPS = {
     "decode_256_requests_80_layers": "rank loads of a decode step, 256 requests, 80 layers",
 }
 _WORK_ITEMS = 4096
-_PARTS = ("attention_ms", "select_ms", "ms")
-_POLICIES = {
-    "policy shplb": "S-HPLB",
-    "policy streaming_llm": "as StreamingLLM",
-    "policy minference": "as MInference",
-    "policy xattention": "as XAttention",
-    "policy flexprefill": "as FlexPrefill",
-}
 _SLOTS = {
     "contiguous": "contiguous",
     "placed": "placed",
@@ -42,119 +45,62 @@ _SLOTS = {
     "replicas": "placed, `--replicas 1`",
 }
 _PLACED = ((8, 2), (32, 8), (64, 8))
-_PLACEMENTS = {"shplb-contiguous": "where stock shards them", "shplb": "as placed"}
 
 
 def quality_table(result: dict[str, Any]) -> str:
     """Differences to dense with 95 % intervals, and what the rule says, per length."""
-    if "format" not in result:
-        return first_quality_table(result)
     lines = [
         f"| {result['model']}, {result['device']} | computed density | mean score over dense | worst task over dense "
-        "| NLL over dense | TTFT | rule |",
-        "|---|---|---|---|---|---|---|",
+        "| NLL over dense | rule |",
+        "|---|---|---|---|---|---|",
     ]
     for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
-        ttft = "" if row["ttft_ms"] is None else f"{row['ttft_ms']:.0f} ms"
         if row["name"] == "dense":
             counted = row["counted_tasks"]
             mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
             what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
-            lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | {ttft} | |")
+            lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | |")
             continue
         name = variant_name(row)
         mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
         worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
         nll = _interval(row["nll_over_dense_percent"], " %")
         rule = "met" if row["verdict"]["meets"] else "not met"
-        cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, ttft, rule)
-        lines.append(_line(*cells))
+        cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, rule)
+        lines.append(line(*cells))
+    return "\n".join(lines)
+
+
+def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:
+    """What a prompt is predicted to take at a density, beside what that density loses on a model."""
+    prompt = simulation["longest_prompt"]
+    times = {row["density"]: row["predicted_ms"] for row in prompt["rows"]}
+    tokens = max(row["tokens"] for row in quality["rows"])
+    where = f"{quality['model']} at {tokens}"
+    lines = [
+        f"| density | {prompt['prompt_tokens']} tokens take | times faster | {where}: NLL over dense "
+        "| mean score over dense |",
+        "|---|---|---|---|---|",
+        line("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", ""),
+    ]
+    for row in quality["rows"]:
+        ms = times.get(float(row["name"].rpartition("@")[2])) if row["name"].startswith("shplb@") else None
+        if ms is not None and row["tokens"] == tokens:
+            nll, mean = _interval(row["nll_over_dense_percent"], " %"), _interval(row.get("mean_delta"), "")
+            faster = f"{prompt['stock_ms'] / ms:.2f}"
+            lines.append(line(row["name"].removeprefix("shplb@"), f"{ms:.0f} ms", faster, nll, mean))
     return "\n".join(lines)
 
 
 def variant_name(row: dict[str, Any]) -> str:
     """What chooses pages, in words where there are some; budgets are named where a policy has not its own."""
-    what = row["name"].rpartition("@")[0]
-    return _BUDGETS.get(what) or _POLICIES.get(f"policy {what}") or what
+    what, *changes = row["name"].rpartition("@")[0].split(",")
+    named = POLICY_NAMES.get(what) or _BUDGETS.get(what) or what
+    return ", ".join([named, *(change.replace("=", " ") for change in changes)])
 
 
 def _interval(found: dict[str, float] | None, unit: str) -> str:
     return f"{found['value']:+.2f}{unit} [{found['low']:+.2f}, {found['high']:+.2f}]" if found else "-"
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _step(name: str) -> str:
-    """Of the attention bench: "chunk-8192-on-122880" in words."""
-    kind, length = name.split("-", 1)
-    return {"whole": f"{length} tokens", "chunk": f"chunk of {length.replace('-on-', ' after ')}"}[kind]
-
-
-def _prompt(new: int, cached: int) -> str:
-    return f"{new} after {cached} cached" if cached else f"{new}"
-
-
-def first_quality_table(result: dict[str, Any]) -> str:
-    """Of results before RULER's tasks: NLL over dense with paired standard errors, retrieval answers."""
-    lines = [
-        f"| budgets, {result['model']}, {result['tokens']} tokens | computed density | text NLL over dense "
-        "| answers right | answer NLL over dense |",
-        "|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        dense = row["name"] == "dense"
-        density = "1" if dense else f"{row['measured_density']:.3f}"
-        text = "0" if dense else f"{row['text_nll_over_dense']:+.4f} ± {row['text_nll_stderr']:.4f}"
-        answer = "0" if dense else f"{row['answer_nll_over_dense']:+.4f}"
-        name = _BUDGETS[row.get("objective", "dense")]
-        lines.append(f"| {name} | {density} | {text} | {row['answers_right']} of {row['answers']} | {answer} |")
-    return "\n".join(lines)
-
-
-def serving_table(result: dict[str, Any]) -> str:
-    """Time to first token of stock and S-HPLB at one client."""
-    rows = [row for row in result["rows"] if row["concurrency"] == 1]
-    points = {(row["variant"], row["input_tokens"], row.get("new_tokens")): row for row in rows}
-    stock = next(row["variant"] for row in result["rows"] if not row["variant"].startswith("shplb"))
-    lines = [
-        f"| prompt tokens, {len(result['gpus'])} x {result['device']} | stock ({stock}) | S-HPLB | times faster "
-        "| attention computed |",
-        "|---|---|---|---|---|",
-    ]
-    for (variant, tokens, new), row in points.items():
-        if variant != "shplb":
-            continue
-        theirs, ours = bench_ttft_ms(points[stock, tokens, new]), bench_ttft_ms(row)
-        what = _prompt(tokens if new is None else new, row.get("cached_tokens", 0))
-        lines.append(f"| {what} | {theirs:.0f} ms | {ours:.0f} ms | {theirs / ours:.2f} | {row['density']:.3f} |")
-    return "\n".join(lines)
-
-
-def attention_table(result: dict[str, Any]) -> str:
-    """One layer's attention: dense, ours, and what ours would be without the balance inside the GPU."""
-    lines = [
-        f"| one layer, 16 query and 4 KV heads, {result['device']} | density | attention | page selection | together "
-        "| TFLOP/s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["results"]:
-        other = "KV group" in row["variant"] or row["variant"].startswith("policy ")
-        if row["step"] not in _STEPS or "note" in row or other:
-            continue
-        attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
-        select, both = (f"{row[key]:.2f} ms" if "select_ms" in row else "" for key in ("select_ms", "ms"))
-        cells = (
-            f"{_step(row['step'])}: {row['variant']}",
-            f"{row['density']:.3g}",
-            attention,
-            select,
-            both,
-            f"{row['tflops']:.0f}",
-        )
-        lines.append(_line(*cells))
-    return "\n".join(lines)
 
 
 def replicas_table(result: dict[str, Any]) -> str:
@@ -165,7 +111,7 @@ def replicas_table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         if row["heads"] != "uneven":
-            lines.append(_line(*_predicted(row), f"x{row['kv_memory_factor']:.2f}"))
+            lines.append(line(*_predicted(row), f"x{row['kv_memory_factor']:.2f}"))
     return "\n".join(lines)
 
 
@@ -178,31 +124,13 @@ def uneven_table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         keys = ("kv_memory_factor", "kv_memory_factor_by_layer", "decode_factor")
-        lines.append(_line(*_predicted(row), *(f"x{row[key]:.2f}" for key in keys)))
+        lines.append(line(*_predicted(row), *(f"x{row[key]:.2f}" for key in keys)))
     return "\n".join(lines)
 
 
 def _predicted(row: dict[str, Any]) -> tuple[str, str, str]:
     """Of the replica bench: which, imbalance, attention."""
     return f"TP {row['tp_size']}: {_SLOTS[row['heads']]}", f"{row['imbalance']:.2f}", f"{row['attention_ms']:.0f} ms"
-
-
-def policies_table(result: dict[str, Any]) -> str:
-    """Rivals' ways to choose pages at equal computed density, over the same kernel."""
-    lines = [
-        f"| one layer at density {result['arguments']['densities']}, 16 query and 4 KV heads, {result['device']} "
-        "| attention | selection | together | dense fa3 takes |",
-        "|---|---|---|---|---|",
-    ]
-    rows = [row for row in result["results"] if row["shape"] == "llama-8b-tp2"]
-    dense = {row["step"]: row["ms"] for row in rows if row["variant"].startswith("dense fa3")}
-    for row in rows:
-        if row["variant"] not in _POLICIES:
-            continue
-        times = f"{dense[row['step']] / row['ms']:.1f} times as long"
-        cells = (f"{_step(row['step'])}: {_POLICIES[row['variant']]}", *(f"{row[key]:.2f} ms" for key in _PARTS), times)
-        lines.append(_line(*cells))
-    return "\n".join(lines)
 
 
 def scheduler_table(result: dict[str, Any]) -> str:
@@ -224,19 +152,6 @@ def scheduler_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def balance_table(result: dict[str, Any]) -> str:
-    """What two ranks wait for each other, timed on the GPUs."""
-    lines = [
-        f"| heads, {result['rows'][0]['input_tokens']} tokens, {len(result['gpus'])} x {result['device']} "
-        "| predicted max/mean load | attention time spent waiting |",
-        "|---|---|---|",
-    ]
-    for server in result["servers"]:
-        bubble = f"{100 * server['measured_bubble']:.1f} %"
-        lines.append(f"| {_PLACEMENTS[server['variant']]} | {server['imbalance']:.3f} | {bubble} |")
-    return "\n".join(lines)
-
-
 def simulation_table(result: dict[str, Any]) -> str:
     """Predicted and measured time to first token of S-HPLB, its other costs fitted to stock SGLang's rows."""
     lines = [
@@ -246,16 +161,19 @@ def simulation_table(result: dict[str, Any]) -> str:
     ]
     for row in result["from_stock"]["rows"]:
         new, cached = row["prompt_tokens"] - row["cached_tokens"], row["cached_tokens"]
-        what = _prompt(new, cached)
+        what = prompt_text(new, cached)
         lines.append(f"| {what} | {row['ttft_ms']:.0f} ms | {row['predicted_ms']:.0f} ms | {row['off']:+.0%} |")
     return "\n".join(lines)
 
 
 TABLES = {
     README: {
+        "trade": trade_table,
         "quality": quality_table,
         "serving": serving_table,
+        "concurrency": concurrency_table,
         "attention": attention_table,
+        "shapes": shapes_table,
         "policies": policies_table,
         "balance": balance_table,
         "scheduler": scheduler_table,
@@ -276,7 +194,8 @@ def render(path: Path) -> str:
             raise ValueError(
                 f"{path.name} lacks the markers of table '{name}'; put '{begin.strip()}' and '{end.strip()}'."
             )
-        text = head + begin + table(json.loads((RESULTS / f"{name}.json").read_text())) + end + tail
+        results = [json.loads((RESULTS / f"{file}.json").read_text()) for file in _FILES.get(name, [name])]
+        text = head + begin + table(*results) + end + tail
     return text
 
 
