@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the result of bench_quality.py: density against what it costs and how long a prompt takes, per length.
 
-    python bench/quality_chart.py bench/results/quality.json --out bench/results/quality.svg
+    python bench/quality_chart.py bench/results/quality.json --out docs/quality.svg
 
-Needs matplotlib. One column per length: NLL over dense, mean score and worst task against dense, time to the first
+Needs matplotlib. One line per length: NLL over dense, mean score and worst task against dense, time to the first
 token; bars are 95 % intervals, the shaded band is what the rule allows.
 """
 
@@ -69,15 +69,16 @@ def draw_panel(axes: Any, rows: list[dict[str, Any]], key: str, label: str, band
 def chart(result: dict[str, Any]) -> bytes:
     """The whole chart as SVG."""
     lengths = sorted({row["tokens"] for row in result["rows"]})
-    size = (5.0 * len(lengths), 3.2 * len(_PANELS))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(_PANELS), len(lengths), squeeze=False)
-    for column, tokens in enumerate(lengths):
+    is_timed = any(row["ttft_ms"] is not None for row in result["rows"])
+    panels = [panel for panel in _PANELS if is_timed or panel[0] != "ttft_ms"]
+    figure = Figure(figsize=(4.6 * len(panels), 3.6 * len(lengths) + 0.6), layout="constrained")
+    grid = figure.subplots(len(lengths), len(panels), squeeze=False)
+    for line, tokens in zip(grid, lengths, strict=True):
         rows = [row for row in result["rows"] if row["tokens"] == tokens]
-        for axes, panel in zip(grid[:, column], _PANELS, strict=True):
+        for axes, panel in zip(line, panels, strict=True):
             draw_panel(axes, rows, *panel)
-        grid[0, column].set_title(f"{result['model']}, {tokens} tokens, {result['device']}")
-        grid[-1, column].legend(fontsize="small")
+        line[0].set_title(f"{result['model']}, {tokens} tokens, {result['device']}", fontsize="medium", loc="left")
+    figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     out = io.BytesIO()
     # The same figures give the same bytes.
     with mpl.rc_context({"svg.hashsalt": "shplb"}):
@@ -88,7 +89,7 @@ def chart(result: dict[str, Any]) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/quality.svg"))
+    parser.add_argument("--out", type=Path, default=Path("docs/quality.svg"))
     args = parser.parse_args()
     write_atomically(args.out, chart(json.loads(args.result.read_text())))
     print(f"wrote {args.out}")

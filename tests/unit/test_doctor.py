@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from shplb import patching
 from shplb.commands.doctor import doctor
+from shplb.default_density import DEFAULT_DENSITY
 from shplb.diagnosis import Finding, cache, devices, installation, served_model, versions
 from shplb.diagnosis.finding import problem_of
 from shplb.model import fingerprint
@@ -151,7 +152,7 @@ def test_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama: Path) -> 
     findings = served_model.check_model(str(llama), 2)
     assert [found.level for found in findings] == ["ok", "note"]
     assert findings[0].text == "LlamaForCausalLM, 2 layers, 8 query / 4 KV heads of size 16"
-    plan_of(llama, tp_size=2).save(cached_plan_path(fingerprint(llama), 2, 0.25))
+    plan_of(llama, tp_size=2).save(cached_plan_path(fingerprint(llama), 2, DEFAULT_DENSITY))
     assert [found.level for found in served_model.check_model(str(llama), 2)] == ["ok", "ok"]
 
 

@@ -10,6 +10,7 @@ from synthetic import make_profile, make_shape
 from typer.testing import CliRunner, Result
 
 from shplb.commands.plan import plan
+from shplb.default_density import DEFAULT_DENSITY
 from shplb.plan import ServingPlan
 from shplb.prediction import predict_prompt
 
@@ -73,7 +74,7 @@ def test_a_latency_budget_is_kept(profile: Path) -> None:
 
 
 def test_without_a_target_the_default_density(profile: Path) -> None:
-    assert json.loads(run(profile, "--json").stdout)["density"] == 0.25
+    assert json.loads(run(profile, "--json").stdout)["density"] == DEFAULT_DENSITY
 
 
 def test_balance_aware_shows_its_gain(profile: Path) -> None:

@@ -277,3 +277,9 @@ def test_windows_leave_out_what_has_no_probability(workload: Workload) -> None:
     body = next(body for body in server.bodies if body.get("return_logprob"))
     assert body["logprob_start_len"] == (TOKENS - WINDOW) // 2 // WINDOW * WINDOW - 1
     assert np.isfinite(np.concatenate(list(sample.nll.values()))).all()
+
+
+def test_the_chart_in_the_docs_is_of_the_result() -> None:
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "bench" / "results" / "quality.json").read_text())
+    assert quality_chart.chart(result) == (root / "docs" / "quality.svg").read_bytes()

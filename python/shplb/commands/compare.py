@@ -42,7 +42,7 @@ def compare(
     out: Out = None,
     tp: Ranks = 1,
     tokens: Tokens = 0,
-    densities: Densities = "0.15,0.25",
+    densities: Densities = "0.25,0.45",
     ways: Ways = "",
     texts: Texts = 6,
     prompts: Prompts = 12,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from shplb.commands.messages import say
 from shplb.commands.rates import device_for
+from shplb.default_density import DEFAULT_DENSITY
 
 if TYPE_CHECKING:
     from shplb.balance_gain import BalanceGain
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from shplb.plan import ServingPlan
     from shplb.planning import PlanMaker
     from shplb.prediction import PromptPrediction
-
-#: Mean share of attention to compute where no target is given.
-DEFAULT_DENSITY = 0.25
-
 
 # The options, apart from the function that takes them.
 Profile = Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")]

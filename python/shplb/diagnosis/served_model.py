@@ -2,10 +2,11 @@
 """What a server with ``--enable-shplb`` would refuse about a model, read from its folder."""
 
 from shplb.calibration import is_readable
+from shplb.default_density import DEFAULT_DENSITY
 from shplb.diagnosis.finding import Finding, problem_of
 from shplb.model import ModelShape, UnsupportedModelError, fingerprint, read_config
 from shplb.plan import ServingPlan
-from shplb.sglang.active_plan import DEFAULT_DENSITY, cached_plan_path, local_model_dir
+from shplb.sglang.active_plan import cached_plan_path, local_model_dir
 
 
 def check_model(model_path: str, tp_size: int) -> list[Finding]:

@@ -22,8 +22,6 @@ from shplb.plan import ServingPlan
 from shplb.rates import rates_name
 from shplb.sglang.refusal import StartRefusedError
 
-DEFAULT_DENSITY = 0.25
-
 #: Key among the config overrides that names those which replicas need.
 _OWN_OVERRIDE = "shplb_served_heads"
 

@@ -7,13 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from shplb.default_density import DEFAULT_DENSITY
 from shplb.errors import CalibrationTimeoutError, UserError
 from shplb.model import Fingerprint
 from shplb.plan import ServingPlan
 from shplb.recording import ProfileRequest
 from shplb.sglang import SGLANG_VERSION
 from shplb.sglang.active_plan import (
-    DEFAULT_DENSITY,
     cached_plan_path,
     check_plan,
     drop_grown_heads,
