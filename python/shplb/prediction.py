@@ -86,9 +86,9 @@ def predict_prompt(plan: ServingPlan, tokens: int | None = None, device: Device 
     )
 
 
-def placed_ms(plan: ServingPlan, tokens: int, device: Device = H200) -> float:
-    """``predict_prompt(...).placed_ms`` alone."""
-    steps = _simulate(plan, _pages(plan, tokens), plan.physical_to_logical, tokens, device)
+def placed_ms(plan: ServingPlan, tokens: int, device: Device = H200, chunk_tokens: int = CHUNK_TOKENS) -> float:
+    """``predict_prompt(...).placed_ms`` alone, in chunks of any size."""
+    steps = _simulate(plan, _pages(plan, tokens), plan.physical_to_logical, tokens, device, chunk_tokens)
     return float(steps.step_ns.sum()) * 1e-6
 
 
@@ -103,16 +103,19 @@ def _pages(plan: ServingPlan, tokens: int) -> np.ndarray:
     return np.asarray(plan.budget_table(num_pages(tokens) * PAGE_SIZE).pages)
 
 
-def _chunks(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def _chunks(tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> tuple[np.ndarray, np.ndarray]:
     """Cached and new tokens of each step."""
-    prefix_lens = np.arange(0, tokens, CHUNK_TOKENS)
-    return prefix_lens, np.minimum(tokens - prefix_lens, CHUNK_TOKENS)
+    prefix_lens = np.arange(0, tokens, chunk_tokens)
+    return prefix_lens, np.minimum(tokens - prefix_lens, chunk_tokens)
 
 
-def _simulate(plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int, device: Device) -> Simulation:
+def _simulate(
+    plan: ServingPlan, pages: np.ndarray, order: np.ndarray, tokens: int, device: Device,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Simulation:  # fmt: skip
     """Every chunk of the prompt as one step."""
     planner = planner_of(plan, pages, order, plan.tp_size, cost=device.cost, num_ctas=device.num_ctas)
-    prefix_lens, new_lens = _chunks(tokens)
+    prefix_lens, new_lens = _chunks(tokens, chunk_tokens)
     return simulate(planner, np.arange(len(prefix_lens) + 1), prefix_lens, new_lens)
 
 

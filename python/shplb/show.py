@@ -5,6 +5,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from shplb.chunk_advice import advise_chunk
 from shplb.crossover import LONGEST, crossover_tokens
 from shplb.device import H200, Device
 from shplb.kv_cost import KvCost
@@ -40,6 +41,9 @@ def print_plan(
     print_prediction(plan, prediction, console, device)
     for line in (crossover_text(crossover_tokens(plan, device)), kv_text(KvCost.of(plan)), reach_text(plan)):
         console.print(line, highlight=False)
+    advice = advise_chunk(plan, prediction, device)
+    if advice is not None:
+        console.print(advice.text, highlight=False)
     if plan.replicas:
         console.print(price_of(plan).text, highlight=False)
         console.print(net_text(prediction), highlight=False)

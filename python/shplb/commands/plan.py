@@ -157,6 +157,7 @@ def describe(
     made: "ServingPlan", maker: "PlanMaker", prediction: "PromptPrediction", device: "Device"
 ) -> dict[str, Any]:
     """What the table shows, for JSON."""
+    from shplb.chunk_advice import advise_chunk
     from shplb.crossover import crossover_tokens
     from shplb.kv_cost import KvCost
     from shplb.rank_loads import RankLoads, imbalance
@@ -164,6 +165,7 @@ def describe(
     from shplb.replica_price import price_of
 
     loads, longest = RankLoads.of(made), made.budgets[~maker.profile.inert][:, -1]
+    advice = advise_chunk(made, prediction, device)
     recovered = RecoveredMass(maker.profile, maker.rule).means(made.budgets).tolist()
     return {
         "plan_hash": made.hash,
@@ -182,6 +184,7 @@ def describe(
         },
         "recovery": {str(length): share for length, share in zip(made.lengths.tolist(), recovered, strict=True)},
         "prediction": dataclasses.asdict(prediction),
+        "chunk_advice": advice and dataclasses.asdict(advice),
         "rates": device.origin,
         "crossover_tokens": crossover_tokens(made, device),
         "kv_cost": dataclasses.asdict(KvCost.of(made)),
