@@ -197,7 +197,7 @@ def run_variant(variant: str, plan: Path | None, args: argparse.Namespace, resul
                 print(json.dumps(row), flush=True)
             facts |= measured_facts(counters(server, variant))
         except OSError as error:
-            raise ServerFailedError(f"the server went away ({error}); its log {log} ends:\n{server.tail()}") from None
+            raise ServerFailedError(server.with_log(f"the server went away ({error})")) from None
 
 
 def plan_files(args: argparse.Namespace) -> dict[str, Path | None]:

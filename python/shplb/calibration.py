@@ -221,9 +221,7 @@ def _record(folder: Path, names: dict[str, Document], job: ProfileJob, on_docume
                 waiting.remove(name)
                 on_document(names[name].name)
             if ended and waiting:
-                raise CalibrationError(
-                    f"SGLang ended before {names[waiting[0]].name} was profiled; its log {log} ends:\n{worker.tail()}"
-                )
+                raise CalibrationError(worker.with_log(f"SGLang ended before {names[waiting[0]].name} was profiled"))
             time.sleep(0.2)
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from shplb.log_causes import cause_of
+
 _PR_SET_PDEATHSIG = 1
+_TAIL_LINES = 15
 
 # Bound here, since nothing should be loaded or allocated between fork and exec.
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -29,6 +32,10 @@ def interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def _tail(text: str, lines: int) -> str:
+    return "\n".join(text.splitlines()[-lines:])
 
 
 class ManagedProcess:
@@ -91,11 +98,20 @@ class ManagedProcess:
             self._signal(signal.SIGKILL)
             self.process.wait()
 
-    def tail(self, lines: int = 15) -> str:
-        """The last lines of the log, for an error message."""
-        if self.log is None:
-            return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+    def with_log(self, what: str) -> str:
+        """``what`` and why, for an error message: a cause that the log names, or else its last lines."""
+        text = self._log_text()
+        cause = cause_of(text)
+        if cause is not None:
+            return f"{what}, since {cause} (log: {self.log})."
+        return f"{what}; its log {self.log} ends:\n{_tail(text, _TAIL_LINES)}"
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines of the log."""
+        return _tail(self._log_text(), lines)
+
+    def _log_text(self) -> str:
+        return "" if self.log is None else self.log.read_text(errors="replace")
 
     def _alive(self) -> bool:
         try:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from synthetic import is_one_sentence
 
 from shplb.processes import ManagedProcess
 
@@ -149,4 +150,23 @@ def test_log_environment_and_tail(tmp_path: Path) -> None:
         assert process.wait() == 0
     assert log.read_text() == "out x\nerr\na\nb\nc\n"
     assert process.tail(2) == "b\nc"
+    assert process.with_log("it ended") == f"it ended; its log {process.log} ends:\n{process.tail()}"
+
+
+@pytest.mark.parametrize(
+    ("printed", "cause"),
+    [
+        ("S-HPLB can't start: the plan is of another model.", "the plan is of another model"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", "the GPU has too little memory"),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "too little memory"),
+    ],
+)
+def test_known_causes_are_named_instead_of_a_traceback(tmp_path: Path, printed: str, cause: str) -> None:
+    code = f"print('Traceback (most recent call last):'); print({printed!r}); print('exit code 1')"
+    with ManagedProcess([sys.executable, "-c", code], log=tmp_path / "log") as process:
+        process.wait()
+    told = process.with_log("SGLang ended")
+    assert told.startswith("SGLang ended, since ")
+    assert cause in told
+    assert is_one_sentence(told)
     assert "SHPLB_TEST" not in os.environ

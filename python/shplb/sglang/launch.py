@@ -74,7 +74,7 @@ class Server(ManagedProcess):
         start = time.monotonic()
         while (passed := time.monotonic() - start) < timeout_s:
             if self.returncode is not None:
-                raise ServerFailedError(self._with_log(f"the server ended with code {self.returncode}"))
+                raise ServerFailedError(self.with_log(f"the server ended with code {self.returncode}"))
             try:
                 with _opener.open(f"{self.url}/health", timeout=5) as answer:
                     if answer.status == 200:
@@ -83,10 +83,7 @@ class Server(ManagedProcess):
                 pass
             on_wait(passed)
             time.sleep(1.0)
-        raise ServerFailedError(self._with_log(f"the server was not ready after {timeout_s:.0f} s"))
-
-    def _with_log(self, what: str) -> str:
-        return f"{what}; its log {self.log} ends:\n{self.tail()}"
+        raise ServerFailedError(self.with_log(f"the server was not ready after {timeout_s:.0f} s"))
 
     def get(self, path: str) -> Any:
         return json.loads(self._request(urllib.request.Request(self.url + path), 600.0))
