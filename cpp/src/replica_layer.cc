@@ -29,8 +29,9 @@ void SortUnits(std::span<const std::int64_t> loads, ReplicaLayer* layer) {
   layer->unit.resize(loads.size());
   layer->load.resize(loads.size());
   std::iota(layer->unit.begin(), layer->unit.end(), 0);
-  std::stable_sort(layer->unit.begin(), layer->unit.end(),
-                   [&](std::int32_t a, std::int32_t b) { return loads[a] > loads[b]; });
+  std::sort(layer->unit.begin(), layer->unit.end(), [&](std::int32_t a, std::int32_t b) {
+    return loads[a] != loads[b] ? loads[a] > loads[b] : a < b;
+  });
   for (std::size_t i = 0; i < loads.size(); ++i) layer->load[i] = loads[layer->unit[i]];
 }
 
@@ -93,8 +94,9 @@ void PlaceGreedily(ReplicaLayer* layer) {
     const bool copied = i < layer->num_copied;
     parts.insert(parts.end(), copied ? 2 : 1, {copied ? layer->load[i] / 2 : layer->load[i], i});
   }
-  std::stable_sort(parts.begin(), parts.end(),
-                   [](const Part& a, const Part& b) { return a.load > b.load; });
+  std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
+    return a.load != b.load ? a.load > b.load : a.at < b.at;
+  });
   layer->seat.assign(layer->load.size(), Seat{});
   layer->rank_load.assign(static_cast<std::size_t>(layer->num_ranks), 0);
   std::vector<std::int32_t> room(static_cast<std::size_t>(layer->num_ranks),

@@ -86,8 +86,9 @@ void WriteSlots(const ReplicaLayer& layer, std::span<std::int32_t> slot_units,
   for (auto& each : units) std::sort(each.begin(), each.end());
   std::vector<std::size_t> order(units.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return units[a] < units[b]; });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return units[a] != units[b] ? units[a] < units[b] : a < b;
+  });
   std::size_t at = 0;
   for (std::size_t rank = 0; rank < order.size(); ++rank) {
     rank_loads[rank] = layer.rank_load[order[rank]];
