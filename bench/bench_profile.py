@@ -185,6 +185,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("bench/results/profile.json"))
     args = parser.parse_args()
     args.lengths = parse_numbers("--lengths", args.lengths, "token counts such as 32768,131072")
+    if args.documents < 1:
+        parser.error(f"--documents is {args.documents}, expected 1 or more.")
     return args
 
 

@@ -8,7 +8,7 @@
 Every variant's server answers the same prompts: RULER's 13 tasks, key-value retrieval and conversations that meet a
 cached prefix (greedy replies, scored as strings), and held-out texts of four domains (NLL per token). Differences to
 stock come with paired bootstrap intervals, and a rule says which densities are free of loss: docs/quality.md.
-Times to the first token are taken when nothing else runs. Writes JSON whenever a server has answered.
+Times to the first token are taken when nothing else runs. Writes JSON whenever a server has answered, once stock has.
 """
 
 import json
@@ -117,18 +117,31 @@ class Run:
         args = self.args
         return provenance(args.settings) | {
             "bench": "quality",
-            "format": 2,
+            "format": 3,
             "model": args.model_name or args.model_path.name,
             "tokens": args.tokens,
             "prompts_per_task": args.amounts.prompts,
             "texts": {tokens: [text.name for text in each.texts] for tokens, each in self.workloads.items()},
+            "text_tokens": {tokens: len(each.texts[0].token_ids) for tokens, each in self.workloads.items()},
             "left_out": [sentence for each in self.workloads.values() for sentence in each.left_out],
             "nll_on": f"second half of each text, windows of {WINDOW} tokens",
             "profile_documents": list(self.profile.documents) if self.profile else [],
             "failed": self.failed,
-            "chosen": chosen_densities(list(self.rows.values())),
-            "rows": list(self.rows.values()),
+            "missing": self.missing(),
+            "chosen": chosen_densities(self.in_order()),
+            "rows": self.in_order(),
         }
+
+    def asked(self) -> list[tuple[int, str]]:
+        return [(tokens, variant.name) for tokens in self.args.tokens for variant in self.args.variants]
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """Rows in the order in which they were asked for."""
+        return [self.rows[key] for key in self.asked() if key in self.rows]
+
+    def missing(self) -> list[str]:
+        """What was asked for and has no answer, of a run that was cut off."""
+        return [f"{name} at {tokens} tokens" for tokens, name in self.asked() if (tokens, name) not in self.rows]
 
     def write(self) -> None:
         write_atomically(self.args.out, json.dumps(self.result(), indent=1).encode())
@@ -167,7 +180,7 @@ def main() -> None:
             run.serve(args.variants[first : first + args.parallel])
     except (UserError, ValueError) as error:
         sys.exit(f"bench_quality: {error}")
-    print_table(list(run.rows.values()))
+    print_table(run.in_order())
     print(f"wrote {args.out}")
     if complaints := judge_run(run, reference):
         sys.exit("\n".join(complaints))

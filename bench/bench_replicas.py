@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What replicas of KV groups do to the balance of ranks, predicted, and what they cost; beside uneven counts of groups.
 
-    python bench/bench_replicas.py --profile PROFILE [--tp 2,4,8] [--tokens 131072]
+    python bench/bench_replicas.py --profile PROFILE --profile-name MODEL [--tp 2,4,8] [--tokens 131072]
 
 The heads of a real profile are stretched to the attention shape of Llama-3.1-8B (8 KV groups of 4 query heads):
 every layer draws its 32 heads, with replacement, from the real heads of the same layer of the profiled model, so heads
@@ -16,6 +16,7 @@ for the rank that holds most.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from uneven_counts import LayerTimes, counts_of, makespans_of, place_unevenly, u
 
 from shplb.allocation import placed_order
 from shplb.commands.numbers import parse_numbers
+from shplb.container import write_atomically
 from shplb.model import Fingerprint, ModelShape
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
@@ -108,16 +110,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20260310)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "replicas.json")
     args = parser.parse_args()
-    profile = HeadProfile.load(args.profile)
-    plan = stretched(make_plan(profile, tp_size=1, density=args.density), args.seed)
-    sizes = parse_numbers("--tp", args.tp, "numbers of ranks such as 2,4,8")
-    result = {
-        **provenance(args),
-        "profile_tokens": int(profile.lengths[-1]),
-        "tokens": args.tokens,
-        "rows": [row for tp in sizes for row in rows_of(plan, tp, args.tokens)],
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    try:
+        sizes = parse_numbers("--tp", args.tp, "numbers of ranks such as 2,4,8")
+        profile = HeadProfile.load(args.profile)
+        plan = stretched(make_plan(profile, tp_size=1, density=args.density), args.seed)
+        rows = [row for tp in sizes for row in rows_of(plan, tp, args.tokens)]
+    except ValueError as error:
+        sys.exit(str(error))
+    facts = {"profile_tokens": int(profile.lengths[-1]), "tokens": args.tokens, "rows": rows}
+    result = provenance(args) | facts
+    write_atomically(args.out, f"{json.dumps(result, indent=1)}\n".encode())
     for row in result["rows"]:
         print(row)
 

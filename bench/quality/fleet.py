@@ -76,7 +76,7 @@ def sample_all(
     on_sample: Callable[[str, Sample], None], on_failure: Callable[[str, str], None],
 ) -> None:  # fmt: skip
     """Ask all servers at once, then time them one after the other; each is reported when it has answered, and again
-    with its times. ``stock``: the name of the one that has no S-HPLB.
+    where it was timed. ``stock``: the name of the one that has no S-HPLB.
     """
     samples: dict[str, Sample] = {}
     with concurrent.futures.ThreadPoolExecutor(len(servers)) as pool:
@@ -97,6 +97,6 @@ def sample_all(
                 continue
             samples[name] = sample
             on_sample(name, sample)
-    for name, sample in samples.items():
+    for name, sample in samples.items() if workload.timed else ():
         sample.ttft_ms = time_prompts(servers[name], workload.timed)
         on_sample(name, sample)

@@ -23,7 +23,7 @@ from shplb.model import ModelShape, context_length, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.processes import ManagedProcess
 from shplb.profile import DENSITIES, HeadProfile
-from shplb.recording import ProfileJob, ProfileRequest
+from shplb.recording import MEASUREMENT_VERSION, ProfileJob, ProfileRequest
 from shplb.row_sampling import MOST_SPARSE
 from shplb.sglang.cpu import cpu_environment
 from shplb.sparsity import SparsityRule, query_block_size
@@ -129,7 +129,8 @@ def profile_model(
     request = _request(tuple(names), rule, settings)
     digest, identity = documents_hash(documents), fingerprint(model_dir)
     # What is measured names the folder, so that work left by another run can't slip into this one.
-    key = hashlib.sha256(f"{identity}{digest}{request}{settings.tp_size}{settings.dtype}".encode()).hexdigest()
+    how = settings.tp_size, settings.dtype, settings.device, settings.attention_backend, MEASUREMENT_VERSION
+    key = hashlib.sha256(f"{identity}{digest}{request}{how}".encode()).hexdigest()
     folder = out.parent / f".{out.name}.work" / key[:20]
     with locked(folder.parent / f"{folder.name}.lock"):
         request.save(folder)
@@ -233,6 +234,7 @@ def calibrate(
     plan_path: Path,
     device: str,
     dtype: str,
+    attention_backend: str,
     max_tokens: int,
     timeout_s: float,
 ) -> None:
@@ -247,6 +249,7 @@ def calibrate(
     profile_path = plan_path.with_name(plan_path.name.split("-tp")[0] + ".profile.safetensors")
     make_profile = ["profile", "--model-path", str(model_dir), "--out", str(profile_path), "--device", device]
     make_profile += ["--tp", str(tp_size), "--dtype", dtype, "--max-tokens", str(max_tokens)]
+    make_profile += ["--attention-backend", attention_backend] if attention_backend else []
     make_plan = ["plan", str(profile_path), "--tp", str(tp_size), "--density", str(density), "--out", str(plan_path)]
     with locked(plan_path.with_name(f".{profile_path.name}.lock")):
         deadline = time.monotonic() + timeout_s

@@ -9,6 +9,9 @@ from shplb.plan_planner import NUM_CTAS
 from shplb.planner import CostModel
 from shplb.rates import GpuRates
 
+_HOPPER_GEMM_FLOPS_PER_S = 700e12
+_HOPPER = ("H100", "H200")
+
 
 @dataclass(frozen=True)
 class Device:
@@ -16,9 +19,8 @@ class Device:
 
     cost: CostModel = field(default_factory=CostModel)
     num_ctas: int = NUM_CTAS
-    #: Of projections in a server; what replicas cost is predicted by it. Two H100s took so much longer to the first
-    #: token for copies (docs/algorithms.md).
-    gemm_flops_per_s: float = 700e12
+    #: Of projections in a server (docs/algorithms.md), to predict what replicas cost; None where it was not measured.
+    gemm_flops_per_s: float | None = _HOPPER_GEMM_FLOPS_PER_S
     origin: str = "rates of an H200 (`shplb calibrate` measures yours)"
 
 
@@ -58,4 +60,5 @@ def _fits(rates: GpuRates, model: ModelShape) -> bool:
 
 
 def _device(rates: GpuRates) -> Device:
-    return Device(rates.model, rates.num_ctas, origin=f"rates measured on {rates.gpu} ({rates.base}, {rates.dtype})")
+    gemm = _HOPPER_GEMM_FLOPS_PER_S if any(name in rates.gpu for name in _HOPPER) else None
+    return Device(rates.model, rates.num_ctas, gemm, f"rates measured on {rates.gpu} ({rates.base}, {rates.dtype})")

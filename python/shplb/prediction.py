@@ -35,7 +35,9 @@ class PromptPrediction:
         placed_ms: the plan as it is, replicas divided step by step.
         whole_ms: the plan's budgets, whole KV groups placed, none copied; ``placed_ms`` where the plan has no replicas.
         bound_ms: no placement in as many slots takes less, if the chunks that run sparse stay so.
-        projections_ms: what replicas add to the q, k, v and o projections of all layers.
+        projections_ms: what replicas add to the q, k, v and o projections of all layers; None where that GPU's rate of
+            such products is not known.
+        replicas_save_ms: attention that replicas save against whole groups, less what their projections cost.
         sparse_chunks, chunks: how many chunks run sparse as placed, of how many.
         extrapolated: the prompt is longer than any the profile measured.
     """
@@ -49,12 +51,8 @@ class PromptPrediction:
     chunks: int
     extrapolated: bool
     whole_ms: float
-    projections_ms: float
-
-    @property
-    def replicas_save_ms(self) -> float:
-        """Attention that replicas save against whole groups, less what their projections cost."""
-        return self.whole_ms - self.placed_ms - self.projections_ms
+    projections_ms: float | None
+    replicas_save_ms: float | None
 
 
 def predict_prompt(plan: ServingPlan, tokens: int | None = None, device: Device = H200) -> PromptPrediction:
@@ -72,18 +70,28 @@ def predict_prompt(plan: ServingPlan, tokens: int | None = None, device: Device 
     bound_ns = int(placed.step_ns.sum())
     if sparse.any():
         bound_ns += _bound_ns(plan, pages, tokens, device, sparse) - int(placed.makespan_ns.sum())
+    placed_ms, whole_ms = (float(steps.step_ns.sum()) * 1e-6 for steps in (placed, whole))
+    added_ms = projections_ms(plan, tokens, device)
     return PromptPrediction(
         tokens=tokens,
         dense_ms=float(contiguous.dense_ns.sum()) * 1e-6,
         contiguous_ms=float(contiguous.step_ns.sum()) * 1e-6,
-        placed_ms=float(placed.step_ns.sum()) * 1e-6,
+        placed_ms=placed_ms,
         bound_ms=bound_ns * 1e-6,
         sparse_chunks=int(sparse.sum()),
         chunks=len(sparse),
         extrapolated=tokens > longest,
-        whole_ms=float(whole.step_ns.sum()) * 1e-6,
-        projections_ms=price_of(plan).flops_per_token * tokens / device.gemm_flops_per_s * 1e3,
+        whole_ms=whole_ms,
+        projections_ms=added_ms,
+        replicas_save_ms=None if added_ms is None else whole_ms - placed_ms - added_ms,
     )
+
+
+def projections_ms(plan: ServingPlan, tokens: int, device: Device) -> float | None:
+    """What replicas add to the projections of so many tokens; None where the GPU's rate is not known."""
+    if device.gemm_flops_per_s is None:
+        return None
+    return price_of(plan).flops_per_token * tokens / device.gemm_flops_per_s * 1e3
 
 
 def placed_ms(plan: ServingPlan, tokens: int, device: Device = H200, chunk_tokens: int = CHUNK_TOKENS) -> float:

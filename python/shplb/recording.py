@@ -12,6 +12,8 @@ from shplb.sparsity import SparsityRule
 
 KIND = "CurveSums"
 FORMAT_VERSION = 1
+#: Of the way in which curves are measured: documents of another are not mixed with new ones.
+MEASUREMENT_VERSION = 2
 _REQUEST = "request.json"
 _JOB = "job.json"
 _CURVES = ("recovery", "error")

@@ -46,16 +46,17 @@ def print_plan(
         console.print(advice.text, highlight=False)
     if plan.replicas:
         console.print(price_of(plan).text, highlight=False)
-        console.print(net_text(prediction), highlight=False)
+        if prediction.replicas_save_ms is not None:
+            console.print(net_text(prediction, prediction.replicas_save_ms), highlight=False)
 
 
-def net_text(prediction: PromptPrediction) -> str:
-    """Whether replicas are predicted to pay for a prompt."""
+def net_text(prediction: PromptPrediction, saved_ms: float) -> str:
+    """Whether replicas are predicted to pay for a prompt; saved_ms: of attention and projections together."""
     p = prediction
-    end = "faster" if p.replicas_save_ms > 0 else "slower, so leave --replicas out"
+    end = "faster" if saved_ms > 0 else "slower, so leave --replicas out"
     return (
-        f"replicas save {p.whole_ms - p.placed_ms:.1f} ms of attention in a prompt of {p.tokens} tokens and cost "
-        f"{p.projections_ms:.1f} ms of projections: {abs(p.replicas_save_ms):.1f} ms {end}"
+        f"replicas change the attention of a prompt of {p.tokens} tokens by {p.placed_ms - p.whole_ms:+.1f} ms and its "
+        f"projections by {p.projections_ms:+.1f} ms: {abs(saved_ms):.1f} ms {end}"
     )
 
 

@@ -7,11 +7,12 @@ that serving uses. A step's duration decides which requests wait when it ends, s
 What a step takes besides attention is ``step_ms + token_us * new tokens``, and a request ``prompt_us * prompt tokens``
 before its first step, beside other requests' steps. ``shplb.step_fit`` fits the three to measured times to first token.
 The defaults are that fit for a Llama-3.1-8B shape at TP=2 on H200 (`bench/results/serving.json`, stock SGLang). That a
-decode step takes 5 ms whatever its batch is assumed. Nothing scales with the TP size but attention.
+decode step takes 5 ms whatever its batch is assumed. Nothing scales with the TP size but attention. Replicas cost their
+projections, too; that decoding reads both copies is left out.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 import numpy as np
@@ -22,6 +23,7 @@ from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
 from shplb.planner import Mode, StepPlanner
 from shplb.planning import check_tp_size
+from shplb.prediction import projections_ms
 from shplb.scheduling import PrefillQueue
 from shplb.simulator import Simulation, simulate
 from shplb.sparsity import PAGE_SIZE, num_pages
@@ -110,13 +112,20 @@ def compare_placements(
     summaries = []
     for tp in tp_sizes:
         for name in ("dense", *placements(plan, tp)):
+            charged = with_copies(cost, plan, device) if name == "replicas" else cost
             order = orders[tp, "contiguous" if name == "dense" else name]
             planner = planner_of(plan, keep, order, tp, cost=device.cost, num_ctas=device.num_ctas)
             mode: Mode = "dense" if name == "dense" else "auto"
-            replay = replay_trace(planner, trace, cost, mode)
+            replay = replay_trace(planner, trace, charged, mode)
             steps = simulate(planner, replay.step_indptr, replay.prefix_lens, replay.new_lens, mode)
             summaries.append(summarise(tp, name, replay, steps))
     return summaries
+
+
+def with_copies(cost: StepCost, plan: ServingPlan, device: Device) -> StepCost:
+    """``cost`` with the projections that replicas add to every token; as it is where their rate is unknown."""
+    added_us = 1e3 * (projections_ms(plan, 1, device) or 0.0)
+    return replace(cost, token_us=cost.token_us + added_us)
 
 
 def placements(plan: ServingPlan, tp_size: int) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def test_speeds_are_found_and_answers_stay(request: pytest.FixtureRequest, tmp_p
         assert state["attention_time_drift"] is not None
         assert "time" not in state["drift_out_of_band"]  # forced paths predict nothing
     print("speeds", on["rank_speeds"], "bubble", off["measured_bubble"], on["measured_bubble"])
-    assert all(0.75 <= speed <= 1.25 for speed in on["rank_speeds"])
+    assert all(abs(speed - 1.0) < 0.05 for speed in on["rank_speeds"])  # they may go to 0.25 from it
     # Heads computed on the other rank are added up in another order, so rounding may part answers.
     found = partings(before, after)
     print(*found, sep="\n")

@@ -28,7 +28,7 @@ def test_engines_differ_in_recording_alone(tmp_path: Path) -> None:
     recording = bench_profile.options_of("recording", JOB, tmp_path)
     assert recording == engine_options(JOB, tmp_path) | {"load_format": "dummy"}
     dense = bench_profile.options_of("dense", JOB, tmp_path)
-    # What a server with S-HPLB sets itself, see server_args.resolve.
+    # What a server with S-HPLB sets itself, see server_args.resolve_defaults.
     assert dense.pop("page_size") == 64
     assert dense.pop("cuda_graph_backend_prefill") == "disabled"
     assert {name: recording.pop(name) for name in ("enable_shplb", "shplb_profile")} == {

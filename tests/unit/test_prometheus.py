@@ -103,7 +103,7 @@ def test_drifts_and_speeds(tmp_path: Path) -> None:
     assert found[key("shplb_mass_drift")] == pytest.approx(-0.02)
     assert found[key("shplb_drift_out_of_band", drift="time")] == 1
     assert found[key("shplb_drift_out_of_band", drift="mass")] == 0
-    assert [found[key("shplb_rank_speed", rank=rank)] for rank in "01"] == [0.95, 1.05]
+    assert [found[key("shplb_rank_speed", tp_rank=rank)] for rank in "01"] == [0.95, 1.05]
     assert found[key("shplb_shadow_mass_drift", layer="1")] == pytest.approx(-0.02)
 
 

@@ -149,8 +149,8 @@ def result() -> dict[str, Any]:
     rows = [row_of(Variant("dense"), None, 4096, dense, dense)]
     for name, sample in {"min_error@0.3": sample_of(1.0, 2.005, 0.3), "uniform@0.2": sample_of(0.98, 2.3, 0.2)}.items():
         rows.append(row_of(parse_variant(name), plan, 4096, sample, dense))
-    facts = {"model": "m", "device": "d", "format": 2, "tokens": [4096], "prompts_per_task": 300}
-    return json.loads(json.dumps(facts | {"texts": {4096: ["text"]}, "rows": rows}))
+    facts = {"model": "m", "device": "d", "format": 3, "tokens": [4096], "prompts_per_task": 300}
+    return json.loads(json.dumps(facts | {"texts": {4096: ["text"]}, "text_tokens": {4096: 3840}, "rows": rows}))
 
 
 def test_rows_and_choice(result: dict[str, Any]) -> None:

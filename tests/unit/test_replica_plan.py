@@ -25,6 +25,7 @@ from shplb.rank_loads import RankLoads, imbalance
 from shplb.replica_price import price_of
 from shplb.sglang.weights import place_weights
 from shplb.show import net_text
+from shplb.simulation import StepCost, with_copies
 
 SHAPE = ModelShape("LlamaForCausalLM", 6, 64, 4, 64, 4096)
 
@@ -43,7 +44,7 @@ def test_files_keep_replicas_and_old_files_have_none(tmp_path: Path) -> None:
     make_serving_plan(SHAPE).save(tmp_path / "old")
     tensors, facts = load_container(tmp_path / "old", KIND, FORMAT_VERSION)
     del facts["replicas"], facts["content_hash"]
-    save_container(tmp_path / "old", KIND, FORMAT_VERSION, tensors, facts)
+    save_container(tmp_path / "old", KIND, 1, tensors, facts)
     assert ServingPlan.load(tmp_path / "old").replicas == 0
 
 
@@ -79,15 +80,23 @@ def test_price() -> None:
 def test_whether_replicas_pay_is_said() -> None:
     prediction = predict_prompt(copied_plan(), 131072)
     flops = price_of(copied_plan()).flops_per_token * 131072
+    assert H200.gemm_flops_per_s is not None
     assert prediction.projections_ms == pytest.approx(flops / H200.gemm_flops_per_s * 1e3)
     saved = prediction.whole_ms - prediction.placed_ms
     assert prediction.replicas_save_ms == pytest.approx(saved - prediction.projections_ms)
-    assert net_text(dataclasses.replace(prediction, projections_ms=0.5 * saved)).endswith("ms faster")
-    assert net_text(dataclasses.replace(prediction, projections_ms=2.0 * saved)).endswith(
-        "slower, so leave --replicas out"
-    )
+    assert net_text(prediction, 2.0).endswith(": 2.0 ms faster")
+    assert net_text(prediction, -2.0).endswith(": 2.0 ms slower, so leave --replicas out")
+    unknown = predict_prompt(copied_plan(), 131072, dataclasses.replace(H200, gemm_flops_per_s=None))
+    assert unknown.projections_ms is unknown.replicas_save_ms is None
     whole = predict_prompt(make_serving_plan(SHAPE), 131072)
     assert whole.projections_ms == whole.replicas_save_ms == 0.0
+
+
+def test_simulation_charges_copies_what_the_plan_says() -> None:
+    plan, cost = copied_plan(), StepCost()
+    added_us = with_copies(cost, plan, H200).token_us - cost.token_us
+    assert added_us * 131072 * 1e-3 == pytest.approx(predict_prompt(plan, 131072).projections_ms)
+    assert with_copies(cost, plan, dataclasses.replace(H200, gemm_flops_per_s=None)) == cost
 
 
 @pytest.mark.parametrize(

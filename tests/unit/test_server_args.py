@@ -20,6 +20,7 @@ from server_arguments import plan_of, refusal, server_args, write_model
 
 from shplb.plan import FORMAT_VERSION
 from shplb.recording import ProfileRequest
+from shplb.sglang.active_plan import refuse_overrides
 from shplb.sglang.refusal import StartRefusedError
 from shplb.sparsity import SparsityRule
 
@@ -278,3 +279,11 @@ def test_launch_server_says_one_sentence(llama: Path, tmp_path: Path) -> None:
         f"S-HPLB can't start: {tmp_path}/other.plan was made for --tp 2, the server has --tp 1; "
         "make a plan with `shplb plan --tp 1` from the same profile."
     )
+
+
+@pytest.mark.parametrize("overrides", ["{", "[1]", "no"])
+def test_overrides_that_are_no_object(overrides: str) -> None:
+    with pytest.raises(StartRefusedError) as caught:
+        refuse_overrides(overrides)
+    assert "--json-model-override-args" in str(caught.value)
+    assert is_one_sentence(caught.value)

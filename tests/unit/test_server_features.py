@@ -6,13 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("sglang")
 
 from server_arguments import CONFIG, refusal, server_args
-from synthetic import is_one_sentence
+from synthetic import is_one_sentence, make_serving_plan
 
+from shplb.allocation import placed_order
 from shplb.model import ModelShape
 from shplb.sglang.features import check_selection_memory
 from shplb.sglang.refusal import StartRefusedError
@@ -97,16 +99,22 @@ def test_base_backends_that_can_be_wrapped(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_chunks_whose_scores_would_fill_the_gpu_are_refused() -> None:
     shape = ModelShape.from_config(CONFIG | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128})
+    plan = make_serving_plan(shape, tp_size=2)
 
     def args(chunk: int, context: int) -> SimpleNamespace:
         return SimpleNamespace(device="cuda", tp_size=2, chunked_prefill_size=chunk, context_length=context)
 
-    check_selection_memory(args(8192, 1 << 22), shape)
-    check_selection_memory(args(-1, 131072), shape)
+    check_selection_memory(args(8192, 1 << 22), plan)
+    check_selection_memory(args(-1, 131072), plan)
     with pytest.raises(StartRefusedError, match=r"8\.0 GiB") as caught:
-        check_selection_memory(args(-1, 1 << 20), shape)
+        check_selection_memory(args(-1, 1 << 20), plan)
     assert is_one_sentence(caught.value)
     advised = int(str(caught.value).split("--chunked-prefill-size ")[1].split()[0])
-    check_selection_memory(args(advised, 1 << 20), shape)
+    check_selection_memory(args(advised, 1 << 20), plan)
     with pytest.raises(StartRefusedError):
-        check_selection_memory(args(2 * advised, 1 << 20), shape)
+        check_selection_memory(args(2 * advised, 1 << 20), plan)
+    # A rank that holds copies has scores for them, too.
+    order = placed_order(plan.loads, 2, 4)
+    copied = msgspec.structs.replace(plan, physical_to_logical=order, replicas=4)
+    with pytest.raises(StartRefusedError):
+        check_selection_memory(args(advised, 1 << 20), copied)

@@ -61,7 +61,7 @@ def measure(
     options = ["--max-total-tokens", str(longest + 8192), "--disable-radix-cache", "--skip-server-warmup"]
     options += ["--chunked-prefill-size", str(_CHUNK_TOKENS)]
     if device == "cpu" and plan is None:
-        attention_backend = "torch_native"  # SGLang's own choice needs AMX
+        attention_backend = attention_backend or "torch_native"  # SGLang's own choice needs AMX
     options += ["--attention-backend", attention_backend] if attention_backend else []
     if plan is not None:
         path = work / f"{name}.plan.safetensors"

@@ -148,12 +148,21 @@ def _notes(plan: ServingPlan, profile: HeadProfile | None) -> list[str]:
     return []
 
 
+# Of rank loads without replicas: contiguous, placed, lower bound.
+_WHOLE_ROWS = 3
+
+
 def _tiles(plan: ServingPlan, loads: dict[str, Any] | None, timeline: dict[str, Any]) -> list[dict[str, str]]:
     tiles = [{"key": "density", "value": f"{plan.density:g}", "label": "mean density asked for"}]
     if loads:
         before, *_, after, bound = (row["imbalance"] for row in loads["rows"])
+        last = "replicas" if len(loads["rows"]) > _WHOLE_ROWS else "placed"
         tiles += [
-            {"key": "imbalance", "value": f"{before} \u2192 {after}", "label": "imbalance, contiguous to placed"},
+            {
+                "key": "imbalance",
+                "value": f"{before} \u2192 {after}",
+                "label": f"imbalance, contiguous to {last}",
+            },
             {"key": "bound", "value": bound, "label": "imbalance, lower bound"},
         ]
         if "rows" in timeline:

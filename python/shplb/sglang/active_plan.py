@@ -87,7 +87,7 @@ def grow_heads(args: Any, heads: dict[str, int]) -> None:
 
     Through the overrides that ``args`` carries to the ranks; ``_OWN_OVERRIDE`` marks them as ours.
     """
-    given = json.loads(args.json_model_override_args or "{}")
+    given = overrides_of(args.json_model_override_args)
     args.json_model_override_args = json.dumps({**given, **heads, _OWN_OVERRIDE: sorted(heads)})
     # Built before from the model's own config.
     vars(args).pop("model_config", None)
@@ -95,7 +95,7 @@ def grow_heads(args: Any, heads: dict[str, int]) -> None:
 
 def drop_grown_heads(args: Any) -> None:
     """Undo :func:`grow_heads`, where SGLang resolves a copy of arguments that were resolved before."""
-    given = json.loads(args.json_model_override_args or "{}")
+    given = overrides_of(args.json_model_override_args)
     ours = given.pop(_OWN_OVERRIDE, None)
     if ours is None:
         return
@@ -103,9 +103,20 @@ def drop_grown_heads(args: Any) -> None:
     vars(args).pop("model_config", None)
 
 
+def overrides_of(text: str | None) -> dict[str, Any]:
+    """What --json-model-override-args holds; StartRefusedError where it is no JSON object."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise StartRefusedError(f'--json-model-override-args is {text}, expected a JSON object such as {{"key": 1}}.')
+    return found
+
+
 def refuse_overrides(text: str | None) -> None:
     """StartRefusedError where overrides of the model's config change what a profile must know."""
-    changed = sorted(set(json.loads(text or "{}")) & set(IDENTITY_FIELDS))
+    changed = sorted(set(overrides_of(text)) & set(IDENTITY_FIELDS))
     if changed:
         raise StartRefusedError(
             f"--json-model-override-args changes {', '.join(changed)}, which a profile must know; "

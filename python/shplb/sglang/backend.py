@@ -147,10 +147,12 @@ def make_engine(plan: ServingPlan, runner: Any) -> PagedEngine | TorchEngine:
     ask = functools.partial(gather, runner)
     shadow = ShadowCheck(plan, runner.tp_rank, environment.shadow_every, ask)
     if kernel is None:
+        if environment.sample_every and runner.tp_rank == 0:
+            logger.warning("S-HPLB: no times are sampled, and no feedback drawn from them, since layers run in torch")
         return TorchEngine(plan, runner.tp_rank, max_tokens, req_to_token, trace_dir, forced, shadow)
     chunk = args.chunked_prefill_size if args.chunked_prefill_size > 0 else max_tokens
     speeds = RankSpeeds(plan.tp_size) if environment.feedback == "on" else None
-    if speeds is not None and not plan.replicas:
+    if speeds is not None and not plan.replicas and runner.tp_rank == 0:
         logger.warning("S-HPLB: feedback corrects predicted times only, since the plan has no replicas to divide anew")
     monitor = StepMonitor(plan.model.num_layers, ask, environment.sample_every, speeds)
     cost = SPARSE_AT_ANY_PRICE if forced else served_cost(plan, runner, kernel)

@@ -4,9 +4,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from shplb.model import ModelShape
+from shplb.plan import ServingPlan
 from shplb.sglang.refusal import StartRefusedError
-from shplb.sparsity import PAGE_SIZE, num_pages, query_block_size
+from shplb.sparsity import PAGE_SIZE, num_pages
 
 Test = Callable[[Any], object]
 
@@ -116,15 +116,15 @@ def check_page_size(args: Any) -> None:
         )
 
 
-def check_selection_memory(args: Any, shape: ModelShape) -> None:
-    """Refuse chunks whose page scores would take GPU memory that nobody set aside: float32, one per (query head of a
-    rank, query block of the chunk, page of the context)."""
+def check_selection_memory(args: Any, plan: ServingPlan) -> None:
+    """Refuse chunks whose page scores would take GPU memory that nobody set aside: float32, one per (query head that a
+    rank holds, query block of the chunk, page of the context)."""
     if args.device == "cpu":
         return
     context = int(args.context_length or args.get_model_config().context_len)
     chunk = args.chunked_prefill_size if args.chunked_prefill_size and args.chunked_prefill_size > 0 else context
-    block = query_block_size(shape.head_dim)
-    bytes_per_block = 4 * shape.num_qo_heads // args.tp_size * num_pages(context)
+    block = plan.rule.query_block
+    bytes_per_block = 4 * plan.num_slots * plan.model.group_size * num_pages(context)
     needed = -(-chunk // block) * bytes_per_block
     if needed <= _MOST_SCORE_BYTES:
         return

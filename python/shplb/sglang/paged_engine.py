@@ -141,20 +141,19 @@ class PagedEngine:
         self._shadow.end_layer(layer)
 
     def _count(self, step: PagedStep | None) -> None:
-        """Count in (query row, key page) pairs of this rank, where a block counts as whole."""
+        """Count in (query row, key page) pairs of this rank, where a block counts as whole.
+
+        Dense layers compute copies twice, but every head counts once.
+        """
         self._counted = True
         prefix, new = self._lens
         model, rows = self.plan.model, self.plan.rule.query_block
         per_layer = model.num_qo_heads // self.plan.tp_size * model.num_layers * rows
         visible = [visible_pages(p, n, rows) for p, n in zip(prefix, new, strict=True)]
         causal = sum(visible) * per_layer
-        # The stock path computes all heads that the rank holds, copies too.
-        held = self.plan.num_slots * model.group_size * model.num_layers * rows
         if step is None:
             idle = np.zeros((model.num_layers, self.plan.tp_size), dtype=np.int64)
-            STEP_COUNTERS.add_step(
-                dense=True, computed=sum(visible) * held, causal=causal, placed=idle, contiguous=idle
-            )
+            STEP_COUNTERS.add_step(dense=True, computed=causal, causal=causal, placed=idle, contiguous=idle)
             return
         sparse = step.plan.sparse.astype(bool)
         dense = sum(pages for pages, ours in zip(visible, sparse.tolist(), strict=True) if not ours)
@@ -162,7 +161,7 @@ class PagedEngine:
         if self._contiguous is not None:
             ours = np.array(prefix, dtype=np.int64)[sparse], np.array(new, dtype=np.int64)[sparse]
             contiguous = self._contiguous.predict(*ours, "sparse").rank_makespan_ns
-        computed = int(step.plan.list_pages.sum()) * rows + dense * held
+        computed = int(step.plan.list_pages.sum()) * rows + dense * per_layer
         STEP_COUNTERS.add_step(dense=False, computed=computed, causal=causal, placed=placed, contiguous=contiguous)
 
     def _add_to_trace(self, layer: int, pages: torch.Tensor, scores: torch.Tensor) -> None:

@@ -18,6 +18,9 @@ CHUNK_TOKENS = {"cuda": 7680, "cpu": 1536}
 # SGLang wants room for an answer, also where a document fills the model's context.
 _ROOM_TOKENS = 8
 _POOL_ROOM_TOKENS = 4096
+# Of GPU memory, for weights and the KV pool. SGLang would set aside memory for chunks by their length alone, and refuse
+# a model that fills a small GPU; here the pool is one document, so what is left is more than that.
+_MEMORY_SHARE = {"cuda": 0.88, "cpu": None}
 
 # SGLang ends an engine whose batch takes 300 s, which a measured chunk on a busy CPU does. Who waits sees the progress,
 # and a calibration at start has a limit of its own.
@@ -36,6 +39,7 @@ def engine_options(job: ProfileJob, folder: Path) -> dict[str, Any]:
         "context_length": longest + _ROOM_TOKENS,
         # No more than one document needs: the rest of the memory is for what measures it.
         "max_total_tokens": longest + _POOL_ROOM_TOKENS,
+        "mem_fraction_static": _MEMORY_SHARE[job.device],
         "enable_shplb": True,
         "shplb_profile": str(folder),
         "disable_radix_cache": True,

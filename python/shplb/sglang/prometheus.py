@@ -115,7 +115,7 @@ class StepExporter:
         """This rank's; all know all of them."""
         if self._rank_speed is None:
             text = "Attention work that a rank gets done over what the cost model says, ranks compared; 1 is alike."
-            self._rank_speed = gauge("shplb_rank_speed", text, {**self._labels, "rank": self.rank})
+            self._rank_speed = gauge("shplb_rank_speed", text, {**self._labels, "tp_rank": self.rank})
         self._rank_speed.set(speeds[self.rank])
 
     def update(self, counters: "StepCounters") -> None:

@@ -93,7 +93,6 @@ def check_supported(args: Any) -> None:
     if args.shplb_profile is not None:
         _check_profiling(args, config)
         return
-    check_selection_memory(args, shape)
     _check_trace_folder(args.shplb_trace)
     if not _choose_plan(args, identity):
         return
@@ -101,6 +100,7 @@ def check_supported(args: Any) -> None:
     load_plan.cache_clear()
     plan = load_plan(args.shplb_plan)
     check_plan(plan, args.shplb_plan, shape, identity, args.tp_size)
+    check_selection_memory(args, plan)
     if plan.permutes:
         check_permutable(args, config)
         folder = local_model_dir(args.model_path, args.revision)
@@ -215,6 +215,7 @@ def _make_plan(args: Any, density: float, path: Path) -> None:
             plan_path=path,
             device=args.device,
             dtype=args.dtype,
+            attention_backend=args.prefill_attention_backend or args.attention_backend or "",
             max_tokens=min(_CALIBRATION_TOKENS, context // 2),
             timeout_s=Environment.read().calibration_s,
         )

@@ -40,7 +40,8 @@ class ShadowCheck:
         self._heads = plan.local_qo_heads(rank) if every else np.empty((0, 0), dtype=np.int64)
         self._real = ~np.isin(self._heads, list(plan.model.inert_qo_heads))
         # Outputs of heads with a second copy are doubled, since their o_proj columns are halved.
-        self._counts_twice = plan.copied_qo_heads(rank) if every and plan.replicas else None
+        copied = plan.copied_qo_heads(rank) if every and plan.replicas else None
+        self._counts_twice = None if copied is None else torch.from_numpy(copied)
         self._sparse = self._checked_at = 0
         self._end_rows = np.zeros(plan.model.num_layers, dtype=np.int64)
         self._found: torch.Tensor | None = None  # [num_layers, local heads, 4], of the step under way
@@ -86,8 +87,8 @@ class ShadowCheck:
             rows = rows.pin_memory().to(q.device, non_blocking=True)
         answers = out[rows]
         if self._counts_twice is not None:
-            twice = torch.from_numpy(self._counts_twice[layer]).to(q.device)
-            answers = torch.where(twice[:, None], answers / 2, answers)
+            self._counts_twice = self._counts_twice.to(q.device)  # once
+            answers = torch.where(self._counts_twice[layer, :, None], answers / 2, answers)
         found = shadow_rows(q[rows], k, v, answers, rows + first_row, kept, sm_scale)
         if self._found is None:
             self._found = torch.zeros((self._plan.model.num_layers, *found.shape), device=q.device)
