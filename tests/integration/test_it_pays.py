@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers_attention import PluggedModel
 
+from shplb.policies import BUDGETS
 from shplb.quality.candidates import computed_density
 from shplb.texts import calibration_documents, held_out_documents
 
@@ -25,7 +26,7 @@ def test_least_output_error_beats_uniform(smollm2: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(smollm2), PluggedModel(smollm2, TOKENS)
     calibration = calibration_documents(TOKENS, tokenizer, domains=["prose", "manual"], limit=2)
     profile = model.profile([document.token_ids for document in calibration])
-    plans = {name: plan_at(profile, name, DENSITY, TOKENS) for name in ("uniform", "min_error")}
+    plans = {name: plan_at(profile, BUDGETS[name], DENSITY, TOKENS) for name in ("uniform", "min_error")}
     for plan in plans.values():
         assert computed_density(plan, TOKENS) == pytest.approx(DENSITY, rel=0.01)
     losses: dict[str, list[np.ndarray]] = {"uniform": [], "min_error": []}
