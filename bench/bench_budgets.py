@@ -29,6 +29,7 @@ from shplb.container import write_atomically
 from shplb.hf.gguf import convert_smollm2
 from shplb.importance import Sensitivity, fisher_importance, measure_sensitivity, slope_importance
 from shplb.plan import ServingPlan
+from shplb.policies import BUDGETS
 from shplb.profile import HeadProfile
 from shplb.quality.candidates import computed_density
 from shplb.sparsity import SparsityRule
@@ -37,14 +38,14 @@ from shplb.texts import Document, calibration_documents, held_out_documents
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
 from transformers_attention import PluggedModel
 
-#: Name in the results -> (profile, objective, scope).
+#: Name in the results -> (profile, budgets).
 VARIANTS = {
-    "uniform": ("plain", "uniform", "model"),
-    "least error, whole model": ("plain", "min_error", "model"),
-    "least error, per layer": ("plain", "min_error", "layer"),
-    "Fisher weight, whole model": ("fisher", "min_error", "model"),
-    "gradient weight, whole model": ("slope", "min_error", "model"),
-    "Fisher curves, whole model": ("loss", "min_error", "model"),
+    "uniform": ("plain", "uniform"),
+    "least error, whole model": ("plain", "min_error"),
+    "least error, per layer": ("plain", "min_error_layer"),
+    "Fisher weight, whole model": ("fisher", "min_error_fisher"),
+    "gradient weight, whole model": ("slope", "min_error_fisher"),
+    "Fisher curves, whole model": ("loss", "min_error"),
 }
 # The form that serves and what it is measured against; the other two are what it was chosen over.
 QUICK = tuple(VARIANTS)[:4]
@@ -56,8 +57,8 @@ def weighed_profiles(plain: HeadProfile, found: list[Sensitivity]) -> dict[str, 
     loss = np.array([each.loss for each in found])[:, :, :, None, :].repeat(len(plain.lengths), axis=3)
     return {
         "plain": plain,
-        "fisher": replace(plain, importance=fisher_importance(found, model)),
-        "slope": replace(plain, importance=slope_importance(found, model)),
+        "fisher": replace(plain, importance=fisher_importance(found, model), importance_method="fisher"),
+        "slope": replace(plain, importance=slope_importance(found, model), importance_method="fisher, slopes"),
         "loss": replace(plain, error=loss.astype(np.float32)),
     }
 
@@ -136,8 +137,8 @@ def main() -> None:
     plans: dict[str, ServingPlan] = {}
     for density in args.densities.split(","):
         for name in (names[int(index)] for index in args.variants.split(",")):
-            profile, objective, scope = VARIANTS[name]
-            plan = plan_at(profiles[profile], objective, float(density), args.tokens, scope)
+            profile, budgets = VARIANTS[name]
+            plan = plan_at(profiles[profile], BUDGETS[budgets], float(density), args.tokens)
             computed = computed_density(plan, args.tokens)
             if abs(computed / float(density) - 1) > 0.02:
                 raise ValueError(
