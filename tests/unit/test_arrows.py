@@ -187,3 +187,9 @@ def test_licence_headers() -> None:
     files = [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "cpp").rglob("*.cc"), *(ROOT / "cpp").rglob("*.h")]
     marks = ("# SPDX-License-Identifier: Apache-2.0", "// SPDX-License-Identifier: Apache-2.0")
     assert not [str(path) for path in files if not path.read_text().startswith(marks)]
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by name alone, and refuses the second of two."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
