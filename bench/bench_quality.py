@@ -109,7 +109,8 @@ class Run:
             return
         for variant in self.args.variants:
             own = self.samples.get((tokens, variant.name))
-            if own is not None and name in (DENSE, variant.name):
+            waited = name == DENSE and not sample.ttft_ms
+            if own is not None and (waited or name == variant.name):
                 self.rows[tokens, variant.name] = row_of(variant, self.plans.get(variant.name), tokens, own, dense)
         self.write()
 

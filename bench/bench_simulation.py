@@ -32,8 +32,10 @@ def served_plan(arguments: dict[str, Any], density: float | None = None) -> Serv
     """The plan that bench_serving.py drew for these arguments, or would at another density."""
     with tempfile.TemporaryDirectory() as folder:
         model = write_dummy_model(Path(folder), arguments["shape"])
-        spread = {name: arguments[name] for name in ("density", "sigma", "seed")}
-        return spread_plan(model, tp_size=arguments["tp"], **spread | ({"density": density} if density else {}))
+        return spread_plan(
+            model, tp_size=arguments["tp"], density=density or arguments["density"], sigma=arguments["sigma"],
+            seed=arguments["seed"], group_sigma=arguments.get("group_sigma", 0.0),
+        )  # fmt: skip
 
 
 def judge(plan: ServingPlan, tp_size: int, fitted: list[Point], judged: list[Point]) -> dict[str, Any]:

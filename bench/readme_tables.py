@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from markdown_tables import markdown_table
 from speed_tables import (
     POLICY_NAMES,
     attention_table,
     balance_table,
     concurrency_table,
-    line,
     policies_table,
     prompt_text,
     serving_table,
@@ -49,26 +49,23 @@ _PLACED = ((8, 2), (32, 8), (64, 8))
 
 def quality_table(result: dict[str, Any]) -> str:
     """Differences to dense with 95 % intervals, and what the rule says, per length."""
-    lines = [
-        f"| {result['model']}, {result['device']} | computed density | mean score over dense | worst task over dense "
-        "| NLL over dense | rule |",
-        "|---|---|---|---|---|---|",
-    ]
+    where = f"{result['model']}, {result['device']}"
+    header = where, "computed density", "mean score over dense", "worst task over dense", "NLL over dense", "rule"
+    lines = []
     for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
         if row["name"] == "dense":
             counted = row["counted_tasks"]
             mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
             what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
-            lines.append(f"| {row['tokens']} tokens: dense (stock SGLang) | 1 | {what} | | | |")
+            lines.append((f"{row['tokens']} tokens: dense (stock SGLang)", "1", what, "", "", ""))
             continue
         name = variant_name(row)
         mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
         worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
         nll = _interval(row["nll_over_dense_percent"], " %")
         rule = "met" if row["verdict"]["meets"] else "not met"
-        cells = (f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, rule)
-        lines.append(line(*cells))
-    return "\n".join(lines)
+        lines.append((f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, rule))
+    return markdown_table(header, lines)
 
 
 def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:
@@ -76,20 +73,16 @@ def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:
     prompt = simulation["longest_prompt"]
     times = {row["density"]: row["predicted_ms"] for row in prompt["rows"]}
     tokens = max(row["tokens"] for row in quality["rows"])
-    where = f"{quality['model']} at {tokens}"
-    lines = [
-        f"| density | {prompt['prompt_tokens']} tokens take | times faster | {where}: NLL over dense "
-        "| mean score over dense |",
-        "|---|---|---|---|---|",
-        line("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", ""),
-    ]
+    takes, where = f"{prompt['prompt_tokens']} tokens take", f"{quality['model']} at {tokens}"
+    header = "density", takes, "times faster", f"{where}: NLL over dense", "mean score over dense"
+    lines = [("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", "")]
     for row in quality["rows"]:
         ms = times.get(float(row["name"].rpartition("@")[2])) if row["name"].startswith("shplb@") else None
         if ms is not None and row["tokens"] == tokens:
             nll, mean = _interval(row["nll_over_dense_percent"], " %"), _interval(row.get("mean_delta"), "")
             faster = f"{prompt['stock_ms'] / ms:.2f}"
-            lines.append(line(row["name"].removeprefix("shplb@"), f"{ms:.0f} ms", faster, nll, mean))
-    return "\n".join(lines)
+            lines.append((row["name"].removeprefix("shplb@"), f"{ms:.0f} ms", faster, nll, mean))
+    return markdown_table(header, lines)
 
 
 def variant_name(row: dict[str, Any]) -> str:
@@ -105,27 +98,21 @@ def _interval(found: dict[str, float] | None, unit: str) -> str:
 
 def replicas_table(result: dict[str, Any]) -> str:
     """Imbalance and predicted attention time of one prompt, by TP size and placement, beside the price."""
-    lines = [
-        f"| simulated, {result['tokens']} tokens | imbalance | attention | KV memory per rank |",
-        "|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        if row["heads"] != "uneven":
-            lines.append(line(*_predicted(row), f"x{row['kv_memory_factor']:.2f}"))
-    return "\n".join(lines)
+    header = f"simulated, {result['tokens']} tokens", "imbalance", "attention", "KV memory per rank"
+    rows = [row for row in result["rows"] if row["heads"] != "uneven"]
+    return markdown_table(header, [(*_predicted(row), f"x{row['kv_memory_factor']:.2f}") for row in rows])
 
 
 def uneven_table(result: dict[str, Any]) -> str:
     """The same beside uneven counts of KV groups, with all prices."""
-    lines = [
-        f"| predicted, {result['tokens']} tokens, heads of {result['arguments']['profile_name']} | imbalance "
-        "| attention | KV memory per rank | with a width for every layer | decoding reads |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        keys = ("kv_memory_factor", "kv_memory_factor_by_layer", "decode_factor")
-        lines.append(line(*_predicted(row), *(f"x{row[key]:.2f}" for key in keys)))
-    return "\n".join(lines)
+    where = f"predicted, {result['tokens']} tokens, heads of {result['arguments']['profile_name']}"
+    prices = {
+        "KV memory per rank": "kv_memory_factor",
+        "with a width for every layer": "kv_memory_factor_by_layer",
+        "decoding reads": "decode_factor",
+    }
+    rows = [(*_predicted(row), *(f"x{row[key]:.2f}" for key in prices.values())) for row in result["rows"]]
+    return markdown_table((where, "imbalance", "attention", *prices), rows)
 
 
 def _predicted(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -135,35 +122,32 @@ def _predicted(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def scheduler_table(result: dict[str, Any]) -> str:
     """Medians of the core's routines."""
-    lines = [f"| one thread, {result['machine']['note']} | median |", "|---|---|"]
+    lines = []
     for row in result["steps"]:
-        lines.append(f"| {_SCHEDULED_STEPS[row['step']]} | {row['median_us']:.0f} µs |")
+        lines.append((_SCHEDULED_STEPS[row["step"]], f"{row['median_us']:.0f} µs"))
     for row in result["work_plan"]:
         if row["num_items"] == _WORK_ITEMS and row["lengths"] == "heads":
             auto, theirs = row["auto"]["median_us"], row["flashinfer_algorithm"]["median_us"]
-            lines.append(f"| work plan of {_WORK_ITEMS} items | {auto:.0f} µs |")
-            lines.append(f"| the same by FlashInfer's algorithm | {theirs:.0f} µs |")
+            lines.append((f"work plan of {_WORK_ITEMS} items", f"{auto:.0f} µs"))
+            lines.append(("the same by FlashInfer's algorithm", f"{theirs:.0f} µs"))
     python = result["flashinfer_python_part"]
-    lines.append(f"| `plan()` of FlashInfer's wrapper, {python['num_lists']} lists | {python['median_us']:.0f} µs |")
+    lines.append((f"`plan()` of FlashInfer's wrapper, {python['num_lists']} lists", f"{python['median_us']:.0f} µs"))
     for row in result["placement"]:
         if row["loads"] == "lognormal" and (row["num_units"], row["num_ranks"]) in _PLACED:
             what = f"placing {row['num_units']} KV groups on {row['num_ranks']} ranks, a layer"
-            lines.append(f"| {what} | {row['auto']['us_per_layer']:.1f} µs |")
-    return "\n".join(lines)
+            lines.append((what, f"{row['auto']['us_per_layer']:.1f} µs"))
+    return markdown_table((f"one thread, {result['machine']['note']}", "median"), lines)
 
 
 def simulation_table(result: dict[str, Any]) -> str:
     """Predicted and measured time to first token of S-HPLB, its other costs fitted to stock SGLang's rows."""
-    lines = [
-        f"| prompt tokens, S-HPLB, {len(result['measured']['gpus'])} x {result['measured']['device']} | measured "
-        "| predicted | off |",
-        "|---|---|---|---|",
-    ]
+    where = f"prompt tokens, S-HPLB, {len(result['measured']['gpus'])} x {result['measured']['device']}"
+    lines = []
     for row in result["from_stock"]["rows"]:
         new, cached = row["prompt_tokens"] - row["cached_tokens"], row["cached_tokens"]
         what = prompt_text(new, cached)
-        lines.append(f"| {what} | {row['ttft_ms']:.0f} ms | {row['predicted_ms']:.0f} ms | {row['off']:+.0%} |")
-    return "\n".join(lines)
+        lines.append((what, f"{row['ttft_ms']:.0f} ms", f"{row['predicted_ms']:.0f} ms", f"{row['off']:+.0%}"))
+    return markdown_table((where, "measured", "predicted", "off"), lines)
 
 
 TABLES = {

@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from markdown_tables import markdown_table
+
 from shplb.step_fit import bench_ttft_ms
 
 #: Of SHAPES in bench_attention.py: what two ranks of Llama-3.1-8B have each.
@@ -30,10 +32,6 @@ POLICY_NAMES = {
 }
 
 
-def line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def step_text(name: str) -> str:
     """Of the attention bench: "chunk-8192-on-122880" in words."""
     kind, length = name.split("-", 1)
@@ -49,45 +47,36 @@ def serving_table(result: dict[str, Any]) -> str:
     rows = [row for row in result["rows"] if row["concurrency"] == 1]
     points = {(row["variant"], row["input_tokens"], row.get("new_tokens")): row for row in rows}
     stock = next(row["variant"] for row in result["rows"] if not row["variant"].startswith("shplb"))
-    lines = [
-        f"| prompt tokens, {len(result['gpus'])} x {result['device']} | stock ({stock}) | S-HPLB | times faster "
-        "| attention computed |",
-        "|---|---|---|---|---|",
-    ]
+    where = f"prompt tokens, {len(result['gpus'])} x {result['device']}"
+    cells = []
     for (variant, tokens, new), row in points.items():
         if variant != "shplb":
             continue
         theirs, ours = bench_ttft_ms(points[stock, tokens, new]), bench_ttft_ms(row)
         what = prompt_text(tokens if new is None else new, row.get("cached_tokens", 0))
-        lines.append(f"| {what} | {theirs:.0f} ms | {ours:.0f} ms | {theirs / ours:.2f} | {row['density']:.3f} |")
-    return "\n".join(lines)
+        cells.append((what, f"{theirs:.0f} ms", f"{ours:.0f} ms", f"{theirs / ours:.2f}", f"{row['density']:.3f}"))
+    return markdown_table((where, f"stock ({stock})", "S-HPLB", "times faster", "attention computed"), cells)
 
 
 def concurrency_table(result: dict[str, Any]) -> str:
     """Several clients at a time: median time to the first token, and prompt tokens per second of all together."""
     rows = [row for row in result["rows"] if row["concurrency"] > 1]
     stock = {(row["input_tokens"], row["concurrency"]): row for row in rows if row["variant"] != "shplb"}
-    lines = [
-        f"| prompt tokens, clients, {len(result['gpus'])} x {result['device']} | stock | S-HPLB "
-        "| stock, tokens/s | S-HPLB, tokens/s |",
-        "|---|---|---|---|---|",
-    ]
+    where = f"prompt tokens, clients, {len(result['gpus'])} x {result['device']}"
+    cells = []
     for row in rows:
         if row["variant"] == "shplb":
             both = stock[row["input_tokens"], row["concurrency"]], row
             times = [f"{each['ttft_p50_ms']:.0f} ms" for each in both]
             rates = [f"{each['input_tokens_per_s']:.0f}" for each in both]
-            lines.append(line(f"{row['input_tokens']}, {row['concurrency']}", *times, *rates))
-    return "\n".join(lines)
+            cells.append((f"{row['input_tokens']}, {row['concurrency']}", *times, *rates))
+    return markdown_table((where, "stock", "S-HPLB", "stock, tokens/s", "S-HPLB, tokens/s"), cells)
 
 
 def attention_table(result: dict[str, Any]) -> str:
     """One layer's attention: dense, ours, and what ours would be without the balance inside the GPU."""
-    lines = [
-        f"| one layer, 16 query and 4 KV heads, {result['device']} | density | attention | page selection | together "
-        "| TFLOP/s |",
-        "|---|---|---|---|---|---|",
-    ]
+    where = f"one layer, 16 query and 4 KV heads, {result['device']}"
+    lines = []
     for row in result["results"]:
         if row["shape"] != _SHAPE or not _is_shown(row["density"]):
             continue
@@ -96,16 +85,9 @@ def attention_table(result: dict[str, Any]) -> str:
             continue
         attention = f"{row.get('attention_ms', row.get('ms')):.2f} ms"
         select, both = (f"{row[key]:.2f} ms" if "select_ms" in row else "" for key in ("select_ms", "ms"))
-        cells = (
-            f"{step_text(row['step'])}: {row['variant']}",
-            f"{row['density']:.3g}",
-            attention,
-            select,
-            both,
-            f"{row['tflops']:.0f}",
-        )
-        lines.append(line(*cells))
-    return "\n".join(lines)
+        what, density = f"{step_text(row['step'])}: {row['variant']}", f"{row['density']:.3g}"
+        lines.append((what, density, attention, select, both, f"{row['tflops']:.0f}"))
+    return markdown_table((where, "density", "attention", "page selection", "together", "TFLOP/s"), lines)
 
 
 def _is_shown(density: float) -> bool:
@@ -116,27 +98,21 @@ def _is_shown(density: float) -> bool:
 def shapes_table(result: dict[str, Any]) -> str:
     """Selection and attention of one layer by shape and density, and how many times as long dense fa3 takes."""
     densities = [float(text) for text in result["arguments"]["densities"].split(",") if float(text) < 1.0]
-    lines = [
-        f"| one layer, {result['device']}, ms (times faster than fa3) | dense fa3 "
-        + "".join(f"| density {density:g} " for density in densities) + "|",
-        "|---|---|" + "---|" * len(densities),
-    ]  # fmt: skip
+    where = f"one layer, {result['device']}, ms (times faster than fa3)"
+    lines = []
     for shape, step in dict.fromkeys((row["shape"], row["step"]) for row in result["results"]):
         rows = [row for row in result["results"] if (row["shape"], row["step"]) == (shape, step)]
         dense = next(row["ms"] for row in rows if row["variant"].startswith("dense fa3"))
         ours = [row["ms"] for row in rows if row["variant"] == "ours" and row["density"] < 1.0]
         cells = [f"{ms:.2f} ({dense / ms:.1f})" for ms in ours]
-        lines.append(line(f"{_SHAPES[shape]}: {step_text(step)}", f"{dense:.2f}", *cells))
-    return "\n".join(lines)
+        lines.append((f"{_SHAPES[shape]}: {step_text(step)}", f"{dense:.2f}", *cells))
+    return markdown_table((where, "dense fa3", *(f"density {density:g}" for density in densities)), lines)
 
 
 def policies_table(result: dict[str, Any]) -> str:
     """Rivals' ways to choose pages at equal computed density, over the same kernel."""
-    lines = [
-        f"| one layer at density {result['arguments']['densities']}, 16 query and 4 KV heads, {result['device']} "
-        "| attention | selection | together | dense fa3 takes |",
-        "|---|---|---|---|---|",
-    ]
+    where = f"one layer at density {result['arguments']['densities']}, 16 query and 4 KV heads, {result['device']}"
+    lines = []
     rows = [row for row in result["results"] if row["shape"] == _SHAPE]
     dense = {row["step"]: row["ms"] for row in rows if row["variant"].startswith("dense fa3")}
     for row in rows:
@@ -144,22 +120,19 @@ def policies_table(result: dict[str, Any]) -> str:
         if name is None:
             continue
         times = f"{dense[row['step']] / row['ms']:.1f} times as long"
-        cells = (f"{step_text(row['step'])}: {name}", *(f"{row[key]:.2f} ms" for key in _PARTS), times)
-        lines.append(line(*cells))
-    return "\n".join(lines)
+        lines.append((f"{step_text(row['step'])}: {name}", *(f"{row[key]:.2f} ms" for key in _PARTS), times))
+    return markdown_table((where, "attention", "selection", "together", "dense fa3 takes"), lines)
 
 
 def balance_table(result: dict[str, Any]) -> str:
     """What two ranks wait for each other, timed on the GPUs, and what a prompt takes."""
     longest = max(row["input_tokens"] for row in result["rows"])
-    lines = [
-        f"| heads, {len(result['gpus'])} x {result['device']} | predicted max/mean load "
-        f"| attention time spent waiting | prediction over measurement | {longest} tokens take |",
-        "|---|---|---|---|---|",
-    ]
+    where = f"heads, {len(result['gpus'])} x {result['device']}"
+    header = where, "predicted max/mean load", "attention time spent waiting", "prediction over measurement"
+    lines = []
     ttft = {row["variant"]: row["ttft_p50_ms"] for row in result["rows"] if row["input_tokens"] == longest}
     for name, words in _PLACEMENTS.items():
         server = next(server for server in result["servers"] if server["variant"] == name)
         cells = f"{server['imbalance']:.3f}", f"{100 * server['measured_bubble']:.1f} %"
-        lines.append(line(words, *cells, f"{server['predicted_over_measured']:.2f}", f"{ttft[name]:.0f} ms"))
-    return "\n".join(lines)
+        lines.append((words, *cells, f"{server['predicted_over_measured']:.2f}", f"{ttft[name]:.0f} ms"))
+    return markdown_table((*header, f"{longest} tokens take"), lines)

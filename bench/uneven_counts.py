@@ -13,7 +13,7 @@ from shplb import place_heads
 from shplb.plan import ServingPlan
 from shplb.plan_planner import NUM_CTAS, planner_of
 from shplb.planner import StepPlanner
-from shplb.prediction import CHUNK_TOKENS
+from shplb.prediction import chunks_of
 
 #: So many that no CTA has two items, and a makespan is the longest of them.
 _ONE_ITEM_EACH = 1024
@@ -44,10 +44,8 @@ class LayerTimes:
 
 def makespans_of(planner: StepPlanner, tokens: int) -> np.ndarray:
     """int64 [num_chunks, num_layers, num_ranks], ns, of one prompt that runs sparse throughout."""
-    chunks = [np.array([prefix]) for prefix in range(0, tokens, CHUNK_TOKENS)]
-    new = [np.minimum(tokens - prefix, CHUNK_TOKENS) for prefix in chunks]
-    plans = [planner.predict(*lens, "sparse").rank_makespan_ns for lens in zip(chunks, new, strict=True)]
-    return np.stack(plans)
+    chunks = np.stack(chunks_of(tokens), axis=1)[:, :, None]
+    return np.stack([planner.predict(prefix, new, "sparse").rank_makespan_ns for prefix, new in chunks])
 
 
 def uneven_times(plan: ServingPlan, pages: np.ndarray, group_to_rank: np.ndarray, tokens: int) -> LayerTimes:

@@ -111,7 +111,7 @@ def _pages(plan: ServingPlan, tokens: int) -> np.ndarray:
     return np.asarray(plan.budget_table(num_pages(tokens) * PAGE_SIZE).pages)
 
 
-def _chunks(tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> tuple[np.ndarray, np.ndarray]:
+def chunks_of(tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> tuple[np.ndarray, np.ndarray]:
     """Cached and new tokens of each step."""
     prefix_lens = np.arange(0, tokens, chunk_tokens)
     return prefix_lens, np.minimum(tokens - prefix_lens, chunk_tokens)
@@ -123,7 +123,7 @@ def _simulate(
 ) -> Simulation:  # fmt: skip
     """Every chunk of the prompt as one step."""
     planner = planner_of(plan, pages, order, plan.tp_size, cost=device.cost, num_ctas=device.num_ctas)
-    prefix_lens, new_lens = _chunks(tokens, chunk_tokens)
+    prefix_lens, new_lens = chunks_of(tokens, chunk_tokens)
     return simulate(planner, np.arange(len(prefix_lens) + 1), prefix_lens, new_lens)
 
 
@@ -135,7 +135,7 @@ def _bound_ns(plan: ServingPlan, pages: np.ndarray, tokens: int, device: Device,
     own = plan.own_order
     planner = planner_of(plan, pages, own, plan.model.num_kv_heads, num_ctas=1, cost=device.cost)
     loads = np.zeros(own.shape, dtype=np.int64)
-    for prefix, new in zip(*(part[sparse] for part in _chunks(tokens)), strict=True):
+    for prefix, new in zip(*(part[sparse] for part in chunks_of(tokens)), strict=True):
         loads += planner.predict(np.array([prefix]), np.array([new]), "sparse").rank_makespan_ns
     if plan.replicas:
         bounds = place_replicas(loads, plan.tp_size, plan.replicas, method="greedy").lower_bound

@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 
 from shplb.container import load_container, save_container, write_atomically
-from shplb.profile import DENSITIES
 from shplb.sparsity import SparsityRule
 
 KIND = "CurveSums"
@@ -106,11 +105,6 @@ class CurveSums:
     ) -> None:
         self.recovery, self.error, self.rows = recovery, error, rows
         self.residual = np.zeros((len(rows), 2)) if residual is None else residual
-
-    @classmethod
-    def zeros(cls, num_layers: int, num_heads: int, num_lengths: int) -> "CurveSums":
-        shape = (num_layers, num_heads, num_lengths, len(DENSITIES))
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros((num_layers, num_lengths), dtype=np.int64))
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """(recovery, error) per query row, same shapes; 0 where no row was measured."""

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from synthetic import is_one_sentence
 
 from shplb.profile import DENSITIES
-from shplb.recording import CurveSums, ProfileJob, ProfileRequest
+from shplb.recording import ProfileJob, ProfileRequest
 from shplb.sglang.profile_worker import engine_options
+from shplb.sglang.running_sums import RunningSums
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
@@ -88,7 +90,7 @@ def stand_in(record: bool) -> Any:
         request = ProfileRequest.load(folder)
         for name in job.documents if record and kind == "recording" else ():
             assert request.owns(name)
-            sums = CurveSums.zeros(2, 4, len(request.lengths))
+            sums = RunningSums(2, 4, len(request.lengths), torch.device("cpu")).on_host()
             assert sums.recovery.shape[-1] == len(DENSITIES)
             sums.rows += 1
             sums.save(folder, name, 0)

@@ -11,6 +11,7 @@ from shplb.assembly import mean_residual
 from shplb.recording import CurveSums, ProfileRequest
 from shplb.sglang.metadata import QueryBlock
 from shplb.sglang.profiling import CurveRecorder, watch_residual
+from shplb.sglang.running_sums import RunningSums
 from shplb.sparsity import SparsityRule
 
 HEADS, DIM, TOKENS = 2, 8, 200
@@ -48,4 +49,4 @@ def test_what_layers_add_to_is_recorded(tmp_path: Path) -> None:
     # Into the second layer go twice the first's input and the input itself.
     np.testing.assert_allclose(sums.residual, [[square, TOKENS], [9 * square, TOKENS]], rtol=1e-4)
     np.testing.assert_allclose(mean_residual([sums, sums])[0], square / TOKENS, rtol=1e-4)
-    assert mean_residual([CurveSums.zeros(2, HEADS, 1)]).tolist() == [0.0, 0.0]
+    assert mean_residual([RunningSums(2, HEADS, 1, torch.device("cpu")).on_host()]).tolist() == [0.0, 0.0]

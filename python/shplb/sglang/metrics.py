@@ -50,13 +50,18 @@ class SampledTimes:
         self.slowest = 0.0  # of attention: the slowest rank of every layer
         self.predicted = 0.0  # the same, by the cost model
 
-    def add(self, selection_ms: np.ndarray, attention_ms: np.ndarray, predicted_ns: np.ndarray) -> None:
-        """float64 [num_layers, tp_size] twice, and int64 of that shape."""
+    def add(self, selection_ms: np.ndarray, attention_ms: np.ndarray, predicted_ns: np.ndarray) -> tuple[float, float]:
+        """float64 [num_layers, tp_size] twice, and int64 of that shape.
+
+        Returns (measured, predicted) attention of this step, ms, the slowest rank of every layer.
+        """
         self.steps += 1
         self.selection += selection_ms.sum(axis=0)
         self.attention += attention_ms.sum(axis=0)
-        self.slowest += float(attention_ms.max(axis=1).sum())
-        self.predicted += float(predicted_ns.max(axis=1).sum()) / 1e6
+        slowest, predicted = float(attention_ms.max(axis=1).sum()), float(predicted_ns.max(axis=1).sum()) / 1e6
+        self.slowest += slowest
+        self.predicted += predicted
+        return slowest, predicted
 
     def report(self) -> dict[str, Any]:
         if not self.steps:
@@ -139,8 +144,7 @@ class StepCounters:
 
     def add_measured(self, selection_ms: np.ndarray, attention_ms: np.ndarray, predicted_ns: np.ndarray) -> None:
         """Time on the GPU of a sampled step, per layer and rank; predicted: of attention alone."""
-        self.sampled.add(selection_ms, attention_ms, predicted_ns)
-        self.drift.add_times(float(attention_ms.max(axis=1).sum()), float(predicted_ns.max(axis=1).sum()) / 1e6)
+        self.drift.add_times(*self.sampled.add(selection_ms, attention_ms, predicted_ns))
         if self.exporter is not None:
             self.exporter.update_sampled(self.sampled)
             self.exporter.update_drift(self.drift)

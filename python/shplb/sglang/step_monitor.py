@@ -55,11 +55,13 @@ class StepMonitor:
         if plan is not None:
             self._checksum = zlib.crc32(plan.rank_makespan_ns.tobytes() + plan.sparse.tobytes(), self._checksum)
         self.sampling = due = False
-        planned_at = NOMINAL_SPEED if self._speeds is None else self._speeds.values
         changed = None
+        planned_at: np.ndarray | int = NOMINAL_SPEED
         if plan is not None and self._sample_every:
             self._sparse += 1
             due = self._sparse % self._sample_every == 0
+        if due and self._speeds is not None:
+            planned_at = self._speeds.values  # before the exchange changes them
         if due or self._planned % CHECK_EVERY == 0:
             changed = self._exchange()
         if due and timed and plan is not None:
