@@ -25,9 +25,9 @@ double Sum(const std::vector<double>& values) {
 void Run(Input* input) {
   BalanceAwareProblem p;
   p.num_ranks = input->Extent(3);
-  p.num_groups = input->Product(p.num_ranks, 1 + input->Extent(2));
+  p.num_groups = input->Product(p.num_ranks, input->Count(3));
   p.budget.num_layers = input->Extent(3);
-  p.budget.num_heads = input->Product(p.num_groups, 1 + input->Extent(1));
+  p.budget.num_heads = input->Product(p.num_groups, input->Count(2));
   p.budget.scope = static_cast<BudgetScope>(input->Take<std::uint8_t>() % 2);
   const auto points = 1 + input->Take<std::uint8_t>() % 5;
   std::vector<double> densities;

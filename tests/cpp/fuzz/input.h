@@ -34,6 +34,13 @@ class Input {
     return byte % (sensible + 1);
   }
 
+  /// As Extent, but from 1 on: how many of something there are.
+  std::int64_t Count(std::int64_t sensible) {
+    const auto byte = Take<std::uint8_t>();
+    if (byte >= 250) return Take<std::int64_t>();
+    return 1 + byte % sensible;
+  }
+
   /// a * b modulo 2^64, for sizes of arrays that absurd extents would ask for.
   static std::size_t Product(std::int64_t a, std::int64_t b) {
     return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
