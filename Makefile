@@ -25,7 +25,7 @@ quickstart: env ## serve a small real model with S-HPLB and ask it a long questi
 
 .PHONY: test
 test: env ## run all tests
-	$(PYTHON) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 30
 
 .PHONY: test-quick
 test-quick: env ## run the tests that start no server

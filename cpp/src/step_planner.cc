@@ -147,7 +147,6 @@ StepPlanner& StepPlanner::operator=(StepPlanner&&) noexcept = default;
 
 std::int64_t StepPlanner::num_layers() const { return impl_->num_layers; }
 std::int64_t StepPlanner::num_ranks() const { return impl_->num_ranks; }
-std::int64_t StepPlanner::num_slots() const { return impl_->lists.num_slots; }
 std::int64_t StepPlanner::num_list_heads() const { return impl_->lists.num_list_heads; }
 
 void StepPlanner::SetRankSpeeds(std::span<const std::int64_t> speeds) {

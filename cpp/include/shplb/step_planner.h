@@ -90,7 +90,6 @@ class StepPlanner {
 
   std::int64_t num_layers() const;
   std::int64_t num_ranks() const;
-  std::int64_t num_slots() const;
   /// Of this rank: query heads, or KV slots under shared lists.
   std::int64_t num_list_heads() const;
 
