@@ -12,13 +12,13 @@ uniform budgets, on the second half of every text. Writes JSON.
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from plugged_model import PluggedModel
 from provenance import provenance
 from quality.sampling import WINDOW
 from quality.variants import plan_at
@@ -34,9 +34,6 @@ from shplb.profile import HeadProfile
 from shplb.quality.candidates import computed_density
 from shplb.sparsity import SparsityRule
 from shplb.texts import Document, calibration_documents, held_out_documents
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
-from transformers_attention import PluggedModel
 
 #: Name in the results -> (profile, budgets).
 VARIANTS = {

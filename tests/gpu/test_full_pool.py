@@ -5,18 +5,15 @@ Random weights in a shape whose KV cache is so wide that the pool holds about 14
 """
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dummy_model import DUMMY_OPTIONS, SHAPES, spread_plan, write_dummy_model
 from real_server import ask, serving, used_tokens, wait_until_idle
 from setting import SETTING, is_trial
 
 from shplb.sparsity import PAGE_SIZE
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-from dummy_model import DUMMY_OPTIONS, SHAPES, spread_plan, write_dummy_model
 
 pytestmark = pytest.mark.server
 

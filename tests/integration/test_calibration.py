@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plugged_model import PluggedModel
 from scenario import greedy, prompts, server
 from transformers import AutoTokenizer
-from transformers_attention import PluggedModel
 
 from shplb.plan import ServingPlan
 from shplb.profile import HeadProfile

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Least-output-error budgets lose less than uniform ones at equal computed density, on text they never saw."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plugged_model import PluggedModel
+from quality.sampling import WINDOW
+from quality.variants import plan_at
 from transformers import AutoTokenizer
-from transformers_attention import PluggedModel
 
 from shplb.policies import BUDGETS
 from shplb.quality.candidates import computed_density
 from shplb.texts import calibration_documents, held_out_documents
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from quality.sampling import WINDOW
-from quality.variants import plan_at
 
 pytestmark = pytest.mark.server
 

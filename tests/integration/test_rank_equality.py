@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plugged_model import PluggedModel
 from scenario import greedy, prompts, random_plan, server
-from transformers_attention import PluggedModel
 
 from shplb.sglang.launch import Server
 from shplb.sglang.trace import read_trace

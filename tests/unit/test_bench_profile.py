@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import bench_profile
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,6 @@ from shplb.profile import DENSITIES
 from shplb.recording import ProfileJob, ProfileRequest
 from shplb.sglang.profile_worker import engine_options
 from shplb.sglang.running_sums import RunningSums
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import bench_profile
 
 JOB = ProfileJob("model", 1, "cuda", "bfloat16", "", {"a": [1] * 5000, "b": [2] * 700})
 

@@ -5,22 +5,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bench_serving
+import cached_points
+import dummy_model
 import numpy as np
 import pytest
+import serving_arguments
+import serving_points
 from synthetic import is_one_sentence
 
 from shplb.model import ModelShape, fingerprint, read_config
 from shplb.plan import ServingPlan
 from shplb.planning import PlanningError
 from shplb.sglang.active_plan import check_plan
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import bench_serving
-import cached_points
-import dummy_model
-import serving_arguments
-import serving_points
 
 RECORD: dict[str, Any] = {
     "completed": 3, "total_input_tokens": 3 * 512, "cache_report": {"total_cached_tokens": 0}, "duration": 1.5,

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_long_tasks import words
-from transformers import LlamaConfig, LlamaForCausalLM
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
 from long_model.sequences import IGNORED, TRAINED_TASKS, Labelled, Stream, training_texts
 from long_model.training import Schedule, mean_loss, text_nll, train, trained_parameters
+from test_long_tasks import words
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from shplb.texts.library import source_text, sources
 

@@ -3,23 +3,19 @@
 
 import random
 import re
-import sys
 import uuid
 from collections import Counter
 from pathlib import Path
 
-import pytest
-from synthetic import is_one_sentence
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
 import long_tasks
+import pytest
 from long_tasks import NEW_TOKENS, QUESTION_TASKS, RULER, TASKS, Corpus, Example, Materials, Message, Place
 from long_tasks.conversation import NUM_TURNS, conversations
 from long_tasks.corpus import NOISE, with_inserted
 from long_tasks.example import fit
 from long_tasks.needles import NEEDLE_TASKS
 from long_tasks.questions import SHIPPED, read_questions
+from synthetic import is_one_sentence
 
 TOKENS, COUNT = 4096, 5
 NUMBER, KEY = r"\d{7}", r"[a-z]{4,10}-[a-z]{4,10}"

@@ -2,17 +2,11 @@
 """The quality bench without a server: variants, what is sent and kept, rows, tables, chart and regressions."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import is_one_sentence, make_profile, make_serving_plan
-from test_long_tasks import words
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
 import quality_chart
 import readme_tables
 from long_tasks import Materials
@@ -23,6 +17,8 @@ from quality.rows import chosen_densities, row_of, table_of
 from quality.sampling import Sample, take_sample, time_prompts
 from quality.variants import Variant, VariantError, parse_variant, plan_at, save_plans
 from quality.workload import MULTI_TURN, Amounts, Workload, make_workload
+from synthetic import is_one_sentence, make_profile, make_serving_plan
+from test_long_tasks import words
 
 from shplb.policies import BUDGETS
 from shplb.quality.candidates import computed_density

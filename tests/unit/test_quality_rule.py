@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intervals of differences, and the rule by which a density counts as free of loss."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-from scipy.stats import bootstrap as scipy_bootstrap
-from synthetic import is_one_sentence
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
 from quality.bootstrap import Interval, nll_difference, resampled_means, task_differences
 from quality.verdict import choose, counted_tasks, judge, resolvable_points
+from scipy.stats import bootstrap as scipy_bootstrap
+from synthetic import is_one_sentence
 
 
 def exact(value: float) -> Interval:

@@ -2,7 +2,6 @@
 """What a server takes besides attention, fitted to measured times: found again, and right for what it never saw."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,9 @@ LENGTHS = ((512, 0), (4096, 0), (20000, 0), (60000, 0), (60100, 60000))
 @pytest.fixture(scope="module")
 def bench() -> Any:
     """bench/bench_simulation.py, which draws the plan that was served."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import bench_simulation
+    import bench_simulation
 
-        return bench_simulation
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+    return bench_simulation
 
 
 def points(cost: StepCost, variant: str = "fa3") -> list[Point]:

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times that the bench of uneven counts puts together are those of the step planner, where that can tell them."""
 
-import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
 from bench_replicas import GROUPS, rows_of, stretched
 from uneven_counts import LayerTimes, counts_of, makespans_of, place_unevenly, uneven_times
 

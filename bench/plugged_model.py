@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package's kernels as an attention function of transformers: head curves and sparse prefill without a server."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class PluggedModel:
         self.request = ProfileRequest(documents=(), lengths=(tokens // 2, tokens), rule=self.rule)
         self.sums: RunningSums | None = None
         self.plan: ServingPlan | None = None
+        #: Gets (attention module, layer, q, k, v, scaling) in every layer of a dense pass.
+        self.sees: Callable[..., None] | None = None
 
     def nll(self, token_ids: list[int], plan: ServingPlan | None) -> np.ndarray:
         """NLL of every token but the first, under sparse attention if there is a plan."""
@@ -93,6 +96,8 @@ class PluggedModel:
         if self.plan is not None:
             slots = [torch.arange(len(q))]
             return self.prefill.run(q, k, v, slots, self.step, layer, scaling, None)[None], None
+        if self.sees is not None:
+            self.sees(module, layer, q, k, v, scaling)
         if self.sums is not None:
             self._record(module, layer, q, k, v, scaling)
         out = torch.nn.functional.scaled_dot_product_attention(
