@@ -13,6 +13,7 @@ from shplb.plan import ServingPlan, expand_groups
 from shplb.prediction import PromptPrediction, predict_prompt
 from shplb.replica_price import price_of
 from shplb.show_prediction import print_prediction
+from shplb.step_memory import memory_text
 
 _SHADES = " ░▒▓█"
 _MAP_COLUMNS = 78  # of 100, beside the layer's number and mean
@@ -21,7 +22,7 @@ _MAP_COLUMNS = 78  # of 100, beside the layer's number and mean
 def print_plan(
     plan: ServingPlan, console: Console, prediction: PromptPrediction | None = None, device: Device = H200
 ) -> None:
-    """Budgets in short, predicted attention time and rank loads before and after placement, crossover, KV cost.
+    """Budgets in short, predicted attention time and rank loads before and after placement, crossover, memory.
 
     ``prediction`` is for a prompt of the longest profiled length on ``device`` unless given.
     """
@@ -39,7 +40,13 @@ def print_plan(
     )
     prediction = predict_prompt(plan, device=device) if prediction is None else prediction
     print_prediction(plan, prediction, console, device)
-    for line in (crossover_text(crossover_tokens(plan, device)), kv_text(KvCost.of(plan)), reach_text(plan)):
+    sentences = (
+        crossover_text(crossover_tokens(plan, device)),
+        kv_text(KvCost.of(plan)),
+        memory_text(plan, prediction.tokens),
+        reach_text(plan),
+    )
+    for line in sentences:
         console.print(line, highlight=False)
     advice = advise_chunk(plan, prediction, device)
     if advice is not None:

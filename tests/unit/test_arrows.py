@@ -63,6 +63,7 @@ _FORBIDDEN = {
     "device.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "crossover.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "kv_cost.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
+    "step_memory.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "step_fit.py": ("sglang", "kernels", "hf", "cli", "commands", "show", "report", "calibration"),
     "quality/": ("kernels", "hf", "cli", "commands", "show", "report"),
     "diagnosis/": ("kernels", "hf", "cli", "show", "report", "commands"),

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What bench_selection measures, on a tiny model: against dense attention masked by hand, and its order of scores."""
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest

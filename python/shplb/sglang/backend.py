@@ -85,7 +85,7 @@ class SparsePrefillMixin:
             engine=type(self.shplb_engine).__name__,
             path=environment.path,
             policy=environment.policy or DEFAULT,
-            feedback=environment.feedback,
+            feedback=environment.feedback if isinstance(self.shplb_engine, PagedEngine) else "off",
         )
         if environment.policy not in ("", DEFAULT):
             logger.warning(

@@ -6,7 +6,8 @@ from typing import Any
 
 from shplb.plan import ServingPlan
 from shplb.sglang.refusal import StartRefusedError
-from shplb.sparsity import PAGE_SIZE, num_pages
+from shplb.sparsity import PAGE_SIZE
+from shplb.step_memory import StepMemory
 
 Test = Callable[[Any], object]
 
@@ -123,12 +124,10 @@ def check_selection_memory(args: Any, plan: ServingPlan) -> None:
         return
     context = int(args.context_length or args.get_model_config().context_len)
     chunk = args.chunked_prefill_size if args.chunked_prefill_size and args.chunked_prefill_size > 0 else context
-    block = plan.rule.query_block
-    bytes_per_block = 4 * plan.num_slots * plan.model.group_size * num_pages(context)
-    needed = -(-chunk // block) * bytes_per_block
+    needed, block = StepMemory.of(plan, chunk, context).scores, plan.rule.query_block
     if needed <= _MOST_SCORE_BYTES:
         return
-    most = _MOST_SCORE_BYTES // bytes_per_block * block // PAGE_SIZE * PAGE_SIZE
+    most = _MOST_SCORE_BYTES // StepMemory.of(plan, block, context).scores * block // PAGE_SIZE * PAGE_SIZE
     raise StartRefusedError(
         f"prefill of {chunk} tokens at once on a context of {context} would need {needed / 2**30:.1f} GiB of GPU "
         f"memory to select pages; use --chunked-prefill-size {most} or less."
