@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from markdown_tables import markdown_table
+from quality_tables import quality_table, selection_table, trade_table
 from speed_tables import (
-    POLICY_NAMES,
     attention_table,
     balance_table,
     concurrency_table,
@@ -25,13 +25,6 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 
-_BUDGETS = {
-    "dense": "dense (stock SGLang)",
-    "uniform": "uniform",
-    "max_min": "max-min recovery (the paper)",
-    "min_error": "least output error (default)",
-}
-
 _SCHEDULED_STEPS = {
     "chunk_8192_on_122880": "whole plan of a step: 8192 tokens after 122880, 32 layers, 16 query heads",
     "whole_131072": "the same, 131072 tokens at once",
@@ -45,55 +38,6 @@ _SLOTS = {
     "replicas": "placed, `--replicas 1`",
 }
 _PLACED = ((8, 2), (32, 8), (64, 8))
-
-
-def quality_table(result: dict[str, Any]) -> str:
-    """Differences to dense with 95 % intervals, and what the rule says, per length."""
-    where = f"{result['model']}, {result['device']}"
-    header = where, "computed density", "mean score over dense", "worst task over dense", "NLL over dense", "rule"
-    lines = []
-    for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
-        if row["name"] == "dense":
-            counted = row["counted_tasks"]
-            mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
-            what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
-            lines.append((f"{row['tokens']} tokens: dense (stock SGLang)", "1", what, "", "", ""))
-            continue
-        name = variant_name(row)
-        mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
-        worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
-        nll = _interval(row["nll_over_dense_percent"], " %")
-        rule = "met" if row["verdict"]["meets"] else "not met"
-        lines.append((f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, rule))
-    return markdown_table(header, lines)
-
-
-def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:
-    """What a prompt is predicted to take at a density, beside what that density loses on a model."""
-    prompt = simulation["longest_prompt"]
-    times = {row["density"]: row["predicted_ms"] for row in prompt["rows"]}
-    tokens = max(row["tokens"] for row in quality["rows"])
-    takes, where = f"{prompt['prompt_tokens']} tokens take", f"{quality['model']} at {tokens}"
-    header = "density", takes, "times faster", f"{where}: NLL over dense", "mean score over dense"
-    lines = [("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", "")]
-    for row in quality["rows"]:
-        ms = times.get(float(row["name"].rpartition("@")[2])) if row["name"].startswith("shplb@") else None
-        if ms is not None and row["tokens"] == tokens:
-            nll, mean = _interval(row["nll_over_dense_percent"], " %"), _interval(row.get("mean_delta"), "")
-            faster = f"{prompt['stock_ms'] / ms:.2f}"
-            lines.append((row["name"].removeprefix("shplb@"), f"{ms:.0f} ms", faster, nll, mean))
-    return markdown_table(header, lines)
-
-
-def variant_name(row: dict[str, Any]) -> str:
-    """What chooses pages, in words where there are some; budgets are named where a policy has not its own."""
-    what, *changes = row["name"].rpartition("@")[0].split(",")
-    named = POLICY_NAMES.get(what) or _BUDGETS.get(what) or what
-    return ", ".join([named, *(change.replace("=", " ") for change in changes)])
-
-
-def _interval(found: dict[str, float] | None, unit: str) -> str:
-    return f"{found['value']:+.2f}{unit} [{found['low']:+.2f}, {found['high']:+.2f}]" if found else "-"
 
 
 def replicas_table(result: dict[str, Any]) -> str:
@@ -163,6 +107,7 @@ TABLES = {
         "scheduler": scheduler_table,
         "replicas": replicas_table,
     },
+    ROOT / "docs" / "quality.md": {"selection": selection_table},
     ROOT / "docs" / "algorithms.md": {"simulation": simulation_table, "replicas": uneven_table},
 }
 

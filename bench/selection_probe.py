@@ -42,13 +42,20 @@ class SelectionProbe(PluggedModel):
     """Measures page lists of several rules side by side: equally long ones, as the plan's budgets say."""
 
     def measure(
-        self, token_ids: list[int], plan: ServingPlan, rules: dict[str, SparsityRule], *, rows: int, seed: int
+        self,
+        token_ids: list[int],
+        plan: ServingPlan,
+        rules: dict[str, SparsityRule],
+        *,
+        rows: int,
+        seed: int,
+        every: int = 1,
     ) -> Findings:
-        """rows: of every query block, drawn by ``seed``; blocks that see few enough tokens to be dense are left out."""
+        """rows: of one query block in ``every``, drawn by ``seed``; those that keep every page are left out."""
         shape = (self.shape.num_layers, self.shape.num_qo_heads)
         zeros = {name: np.zeros(shape) for name in rules}
         self._found = Findings(zeros, {name: np.zeros(shape) for name in rules}, np.zeros(shape))
-        self._rules, self._rows, self._random = rules, rows, np.random.default_rng(seed)
+        self._rules, self._rows, self._every, self._random = rules, rows, every, np.random.default_rng(seed)
         self._step = StepBudgets(plan.budget_table(self.tokens), [0], [len(token_ids)])
         self.sees = self._see
         self.logits(token_ids, None)
@@ -60,7 +67,7 @@ class SelectionProbe(PluggedModel):
         keys = {name: key_vectors(k, rule) for name, rule in self._rules.items()}
         least = self.rule.dense_below_tokens // PAGE_SIZE
         for index, block in enumerate(self._step.blocks):
-            if self._step.visible[index] <= least:
+            if self._step.visible[index] <= least or index % self._every != self._every - 1:
                 continue
             count = min(self._rows, block.end_row - block.first_row)
             rows = block.first_row + np.sort(self._random.permutation(block.end_row - block.first_row)[:count])

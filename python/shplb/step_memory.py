@@ -59,10 +59,11 @@ def _power_of_two(least: int) -> int:
 
 
 def memory_text(plan: ServingPlan, context_tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> str:
-    """One sentence for people."""
-    memory = StepMemory.of(plan, min(chunk_tokens, context_tokens), context_tokens).total
+    """One sentence for people; a prompt shorter than a chunk is one chunk."""
+    chunk_tokens = min(chunk_tokens, context_tokens)
+    memory = StepMemory.of(plan, chunk_tokens, context_tokens).total
     tokens = -(-memory // KvCost.of(plan).bytes_per_token_rank)
     return (
-        f"GPU memory beside the KV cache: {memory / 2**20:.0f} MiB per rank in chunks of {chunk_tokens} on "
+        f"GPU memory beside the KV cache: {memory / 2**20:.3g} MiB per rank in chunks of {chunk_tokens} on "
         f"{context_tokens} tokens, as much as {tokens} tokens of KV cache"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import quality_chart
-import readme_tables
+import quality_tables
 from long_tasks import Materials
 from quality.arguments import arguments
 from quality.fleet import ServerSettings, sample_all
@@ -167,7 +167,7 @@ def test_rows_and_choice(result: dict[str, Any]) -> None:
 
 
 def test_readme_table_and_chart_of_a_result(result: dict[str, Any]) -> None:
-    table = readme_tables.quality_table(result).splitlines()
+    table = quality_tables.quality_table(result).splitlines()
     assert table[2].startswith("| 4096 tokens: dense (stock SGLang) | 1 | scores 100.0 in 2 of 3 tasks |")
     assert "| 4096 tokens: least output error (default) | 0.300 | +0.00 [+0.00, +0.00] |" in table[3]
     assert table[4].endswith("+15.00 % [+15.00, +15.00] | not met |")
@@ -182,7 +182,7 @@ def test_trade_puts_predicted_times_beside_quality(result: dict[str, Any]) -> No
     rows = [row | {"name": f"shplb@{density}"} for row, density in zip(result["rows"][1:], (0.1, 0.2), strict=True)]
     times = [{"density": 0.1, "predicted_ms": 25.0}, {"density": 0.35, "predicted_ms": 40.0}]
     prompt = {"prompt_tokens": 126000, "stock_ms": 50.0, "rows": times}
-    table = readme_tables.trade_table({"longest_prompt": prompt}, result | {"rows": rows}).splitlines()
+    table = quality_tables.trade_table({"longest_prompt": prompt}, result | {"rows": rows}).splitlines()
     assert len(table) == 4
     assert table[3].startswith("| 0.1 | 25 ms | 2.00 | +0.25 % [")
     assert len({line.count("|") for line in table}) == 1

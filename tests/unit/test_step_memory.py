@@ -53,5 +53,6 @@ def test_llama_8b_on_two_gpus() -> None:
     assert memory.scores == 64 * 16 * 2048 * 4
     assert memory.total < 0.02 * 60e9
     text = memory_text(plan, 131072)
-    assert f"{memory.total / 2**20:.0f} MiB per rank in chunks of 8192 on 131072 tokens" in text
+    assert f"{memory.total / 2**20:.3g} MiB per rank in chunks of 8192 on 131072 tokens" in text
     assert StepMemory.of(plan, 8192, 65536).total < memory.total < StepMemory.of(plan, 16384, 131072).total
+    assert "in chunks of 3072 on 3072 tokens" in memory_text(plan, 3072)

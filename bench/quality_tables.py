@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of quality: of served variants, of densities beside their speed, of page selection beside a perfect one."""
+
+from typing import Any
+
+from markdown_tables import markdown_table
+from speed_tables import POLICY_NAMES
+
+_BUDGETS = {
+    "dense": "dense (stock SGLang)",
+    "uniform": "uniform",
+    "max_min": "max-min recovery (the paper)",
+    "min_error": "least output error (default)",
+}
+
+
+def quality_table(result: dict[str, Any]) -> str:
+    """Differences to dense with 95 % intervals, and what the rule says, per length."""
+    where = f"{result['model']}, {result['device']}"
+    header = where, "computed density", "mean score over dense", "worst task over dense", "NLL over dense", "rule"
+    lines = []
+    for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
+        if row["name"] == "dense":
+            counted = row["counted_tasks"]
+            mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
+            what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
+            lines.append((f"{row['tokens']} tokens: dense (stock SGLang)", "1", what, "", "", ""))
+            continue
+        name = variant_name(row)
+        mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
+        worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
+        nll = _interval(row["nll_over_dense_percent"], " %")
+        rule = "met" if row["verdict"]["meets"] else "not met"
+        lines.append((f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, rule))
+    return markdown_table(header, lines)
+
+
+def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:
+    """What a prompt is predicted to take at a density, beside what that density loses on a model."""
+    prompt = simulation["longest_prompt"]
+    times = {row["density"]: row["predicted_ms"] for row in prompt["rows"]}
+    tokens = max(row["tokens"] for row in quality["rows"])
+    takes, where = f"{prompt['prompt_tokens']} tokens take", f"{quality['model']} at {tokens}"
+    header = "density", takes, "times faster", f"{where}: NLL over dense", "mean score over dense"
+    lines = [("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", "")]
+    for row in quality["rows"]:
+        ms = times.get(float(row["name"].rpartition("@")[2])) if row["name"].startswith("shplb@") else None
+        if ms is not None and row["tokens"] == tokens:
+            nll, mean = _interval(row["nll_over_dense_percent"], " %"), _interval(row.get("mean_delta"), "")
+            faster = f"{prompt['stock_ms'] / ms:.2f}"
+            lines.append((row["name"].removeprefix("shplb@"), f"{ms:.0f} ms", faster, nll, mean))
+    return markdown_table(header, lines)
+
+
+def variant_name(row: dict[str, Any]) -> str:
+    """What chooses pages, in words where there are some; budgets are named where a policy has not its own."""
+    what, *changes = row["name"].rpartition("@")[0].split(",")
+    named = POLICY_NAMES.get(what) or _BUDGETS.get(what) or what
+    return ", ".join([named, *(change.replace("=", " ") for change in changes)])
+
+
+def _interval(found: dict[str, float] | None, unit: str) -> str:
+    return f"{found['value']:+.2f}{unit} [{found['low']:+.2f}, {found['high']:+.2f}]" if found else "-"
+
+
+def selection_table(result: dict[str, Any]) -> str:
+    """What equally long page lists recover and lose, by score."""
+    where = f"{result['model']}, {result['tokens']} tokens at {result['computed_density']:.3f}"
+    header = where, "recovered mass", "of the oracle's", "in the worst layer", "output error", "NLL over dense"
+    lines = []
+    for row in result["rows"]:
+        nll = f"{row['nll_over_dense']:+.4f} ± {row['nll_over_dense_stderr']:.4f}"
+        shares = (f"{row[key]:.3f}" for key in ("recovered_of_oracle", "least_recovered_of_oracle"))
+        lines.append((f"`{row['score']}`", f"{row['recovered_mass']:.3f}", *shares, f"{row['output_error']:.3f}", nll))
+    return markdown_table(header, lines)
