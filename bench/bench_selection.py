@@ -10,13 +10,12 @@ attention; NLL is that of the second half of every text. Writes JSON.
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from bench_budgets import compare, windows
+from bench_budgets import compare, measure
 from provenance import provenance
 from quality.variants import plan_at
 from quality.workload import TEXT_DOMAINS
@@ -29,7 +28,7 @@ from shplb.policies import BUDGETS, DEFAULT, POLICIES, SCORES, parse_policy
 from shplb.profile import HeadProfile
 from shplb.quality.candidates import computed_density
 from shplb.sparsity import SparsityRule
-from shplb.texts import Document, held_out_documents
+from shplb.texts import held_out_documents
 
 ORACLE = "oracle"
 SERVED = POLICIES[DEFAULT].score
@@ -60,24 +59,6 @@ def row_of(name: str, found: Findings, losses: dict[str, np.ndarray]) -> dict[st
     }
 
 
-def measure(
-    model: SelectionProbe, plan: ServingPlan, rules: dict[str, SparsityRule], texts: list[Document], args: Any
-) -> tuple[Findings, dict[str, np.ndarray]]:
-    """What lists recover, and NLL of windows under every score, of dense attention under ""."""
-    found = Findings({}, {}, np.zeros(()))
-    losses: dict[str, list[np.ndarray]] = {}
-    for index, text in enumerate(texts):
-        start = time.monotonic()
-        found.add(model.measure(text.token_ids, plan, rules, rows=args.rows, seed=args.seed + index, every=args.every))
-        losses.setdefault("", []).append(windows(model.nll(text.token_ids, None)))
-        for name, rule in rules.items():
-            sparse = msgspec.structs.replace(plan, rule=rule)
-            losses.setdefault(name, []).append(windows(model.nll(text.token_ids, sparse)))
-        over = ", ".join(f"{name} {(each[-1] - losses[''][-1]).mean():+.4f}" for name, each in losses.items() if name)
-        print(f"{text.name} ({time.monotonic() - start:.0f} s): NLL over dense {over}", flush=True)
-    return found, {name: np.concatenate(each) for name, each in losses.items()}
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True)
@@ -104,7 +85,10 @@ def main() -> None:
     plan = plan_at(profile, BUDGETS[POLICIES[DEFAULT].budgets], args.density, args.tokens)
     model = SelectionProbe(args.model_path, args.tokens, plan.rule)
     texts = held_out_documents(args.tokens, tokenizer, domains=TEXT_DOMAINS, limit=args.texts, seed=args.seed)
-    found, losses = measure(model, plan, rules_of(plan, args.scores), texts, args)
+    rules, found = rules_of(plan, args.scores), Findings({}, {}, np.zeros(()))
+    for index, text in enumerate(texts):
+        found.add(model.measure(text.token_ids, plan, rules, rows=args.rows, seed=args.seed + index, every=args.every))
+    losses = measure(model, {name: msgspec.structs.replace(plan, rule=rule) for name, rule in rules.items()}, texts)
     rows = [row_of(name, found, losses) for name in args.scores]
     facts = {
         "bench": "selection",

@@ -34,9 +34,7 @@ class PluggedModel:
             model_dir, dtype=torch.float32, attn_implementation="shplb"
         ).eval()
         self.request = ProfileRequest(documents=(), lengths=(tokens // 2, tokens), rule=self.rule)
-        self.sums: RunningSums | None = None
         self.plan: ServingPlan | None = None
-        #: Gets (attention module, layer, q, k, v, scaling) in every layer of a dense pass.
         self.sees: Callable[..., None] | None = None
 
     def nll(self, token_ids: list[int], plan: ServingPlan | None) -> np.ndarray:
@@ -55,6 +53,12 @@ class PluggedModel:
         self.plan = None
         return logits
 
+    def watch(self, token_ids: list[int], sees: Callable[..., None]) -> None:
+        """A dense pass in which ``sees`` gets (attention module, layer, q, k, v, scaling) of every layer."""
+        self.sees = sees
+        self.logits(token_ids, None)
+        self.sees = None
+
     def profile(self, documents: list[list[int]]) -> HeadProfile:
         """Head curves, measured as the server's profiling backend measures them."""
         found = []
@@ -62,9 +66,8 @@ class PluggedModel:
             self.document = f"document{index:03d}"
             shape = (self.shape.num_layers, self.shape.num_qo_heads, len(self.request.lengths))
             self.sums = RunningSums(*shape, torch.device("cpu"))
-            self.nll(token_ids, None)
+            self.watch(token_ids, self._record)
             found.append(self.sums.on_host())
-            self.sums = None
         rows = np.array([sums.rows[0] for sums in found])
         scale = 1.0 / rows[:, None, None, :, None]
         return HeadProfile(
@@ -98,8 +101,6 @@ class PluggedModel:
             return self.prefill.run(q, k, v, slots, self.step, layer, scaling, None)[None], None
         if self.sees is not None:
             self.sees(module, layer, q, k, v, scaling)
-        if self.sums is not None:
-            self._record(module, layer, q, k, v, scaling)
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )

@@ -57,9 +57,7 @@ class SelectionProbe(PluggedModel):
         self._found = Findings(zeros, {name: np.zeros(shape) for name in rules}, np.zeros(shape))
         self._rules, self._rows, self._every, self._random = rules, rows, every, np.random.default_rng(seed)
         self._step = StepBudgets(plan.budget_table(self.tokens), [0], [len(token_ids)])
-        self.sees = self._see
-        self.logits(token_ids, None)
-        self.sees = None
+        self.watch(token_ids, self._see)
         return self._found
 
     def _see(self, module: Any, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> None:
@@ -69,12 +67,11 @@ class SelectionProbe(PluggedModel):
         for index, block in enumerate(self._step.blocks):
             if self._step.visible[index] <= least or index % self._every != self._every - 1:
                 continue
-            count = min(self._rows, block.end_row - block.first_row)
-            rows = block.first_row + np.sort(self._random.permutation(block.end_row - block.first_row)[:count])
+            queries = q[block.first_row : block.end_row]
+            rows = block.first_row + np.sort(self._random.permutation(len(queries))[: self._rows])
             mass, partial = self._partials(q, k, v, torch.from_numpy(rows), block, scaling)
             keep = self._step.keep[layer, :, index].tolist()
             for name, rule in self._rules.items():
-                queries = q[block.first_row : block.end_row]
                 scores = page_scores(queries, keys[name], block.first_row, scaling, rule)
                 order = rank_pages(scores, block.first_row, block.end_row, rule)
                 recovered, error = _at(mass, partial, order, keep, gram)
@@ -82,7 +79,7 @@ class SelectionProbe(PluggedModel):
                 self._found.error[name][layer] += error
             whole = partial.sum(dim=2)
             self._found.norm[layer] += torch.einsum("hrd,hde,hre->h", whole, gram, whole).double().numpy()
-            self._found.rows += count if layer == 0 else 0
+            self._found.rows += len(rows) if layer == 0 else 0
 
     def _partials(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, block: QueryBlock, scaling: float
