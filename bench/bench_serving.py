@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from cached_points import WARM_UP, cached_point_of, draw_prompts, generate_body, send_streamed
-from dummy_model import DUMMY_OPTIONS, replicated, spread_plan, unplaced, write_dummy_model
+from dummy_model import DUMMY_OPTIONS, replicated, spread_plan, unplaced, without_tail, write_dummy_model
 from provenance import provenance
 from serving_arguments import PRECISE_TOKENS, SHORT_TOKENS, arguments
 from serving_points import (
@@ -215,10 +215,13 @@ def plan_files(args: argparse.Namespace) -> dict[str, Path | None]:
         placed = ServingPlan.load(args.plan)
     for variant in sparse:
         files[variant] = path = args.work / f"{variant}.plan.safetensors"
-        plan = {"shplb": lambda: placed, "shplb-contiguous": lambda: unplaced(placed)}.get(
-            variant, lambda: replicated(placed, args.replicas)
-        )()
-        plan.save(path)
+        make = {
+            "shplb": lambda: placed,
+            "shplb-contiguous": lambda: unplaced(placed),
+            "shplb-replicas": lambda: replicated(placed, args.replicas),
+            "shplb-no-tail": lambda: without_tail(placed),
+        }
+        make[variant]().save(path)
     return files
 
 

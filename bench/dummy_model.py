@@ -136,6 +136,11 @@ def unplaced(plan: ServingPlan) -> ServingPlan:
     return msgspec.structs.replace(plan, physical_to_logical=plan.own_order)
 
 
+def without_tail(plan: ServingPlan) -> ServingPlan:
+    """The same budgets to the end of every prompt."""
+    return msgspec.structs.replace(plan, rule=msgspec.structs.replace(plan.rule, dense_tail_tokens=0))
+
+
 def replicated(plan: ServingPlan, replicas: int) -> ServingPlan:
     """The same budgets with second copies of KV groups in ``replicas`` more slots per rank.
 

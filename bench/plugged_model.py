@@ -15,6 +15,7 @@ from shplb.plan import ServingPlan
 from shplb.profile import DENSITIES, HeadProfile
 from shplb.recording import ProfileRequest
 from shplb.sglang.metadata import StepBudgets, cut_query_blocks
+from shplb.sglang.parts import cut_parts
 from shplb.sglang.profiling import CurveRecorder
 from shplb.sglang.running_sums import RunningSums
 from shplb.sglang.torch_prefill import TorchPrefill
@@ -46,7 +47,8 @@ class PluggedModel:
         """[tokens, vocabulary], under sparse attention if there is a plan."""
         self.plan = plan
         if plan is not None:
-            self.step = StepBudgets(plan.budget_table(self.tokens), [0], [len(token_ids)])
+            self.parts = cut_parts([0], [len(token_ids)], [0], plan.rule)
+            self.step = StepBudgets(plan.budget_table(self.tokens), self.parts.prefix, self.parts.new, self.parts.stock)
             self.prefill = TorchPrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
         with torch.inference_mode():
             logits = self.model(torch.tensor([token_ids])).logits[0]
@@ -97,7 +99,7 @@ class PluggedModel:
         q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # [tokens, heads, head_dim]
         layer = module.layer_idx
         if self.plan is not None:
-            slots = [torch.arange(len(q))]
+            slots = [torch.arange(end) for end in self.parts.ends]
             return self.prefill.run(q, k, v, slots, self.step, layer, scaling, None)[None], None
         if self.sees is not None:
             self.sees(module, layer, q, k, v, scaling)

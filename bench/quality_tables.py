@@ -17,22 +17,62 @@ _BUDGETS = {
 def quality_table(result: dict[str, Any]) -> str:
     """Differences to dense with 95 % intervals, and what the rule says, per length."""
     where = f"{result['model']}, {result['device']}"
-    header = where, "computed density", "mean score over dense", "worst task over dense", "NLL over dense", "rule"
+    header = (
+        where, "computed density", "mean score over dense", "worst task over dense", "NLL over dense", "rule", "TTFT"
+    )  # fmt: skip
     lines = []
     for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
         if row["name"] == "dense":
             counted = row["counted_tasks"]
             mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
             what = f"scores {mean:.1f} in {len(counted)} of {len(row['scores'])} tasks"
-            lines.append((f"{row['tokens']} tokens: dense (stock SGLang)", "1", what, "", "", ""))
+            lines.append((f"{row['tokens']} tokens: dense (stock SGLang)", "1", what, "", "", "", _ttft(row)))
             continue
         name = variant_name(row)
         mean, worst = (_interval(row.get(key), "") for key in ("mean_delta", "worst_delta"))
         worst += f" ({row['worst_delta']['task']})" if "worst_delta" in row else ""
         nll = _interval(row["nll_over_dense_percent"], " %")
         rule = "met" if row["verdict"]["meets"] else "not met"
-        lines.append((f"{row['tokens']} tokens: {name}", f"{row['measured_density']:.3f}", mean, worst, nll, rule))
+        what = f"{row['tokens']} tokens: {name}"
+        lines.append((what, f"{row['measured_density']:.3f}", mean, worst, nll, rule, _ttft(row)))
     return markdown_table(header, lines)
+
+
+def _ttft(row: dict[str, Any]) -> str:
+    return "-" if row["ttft_ms"] is None else f"{row['ttft_ms']:.0f} ms"
+
+
+#: In bench/results/quality_tail.json, what policies kept dense that name no tail.
+_TAIL = 128
+
+
+def tail_quality_table(result: dict[str, Any]) -> str:
+    """What a dense tail gives at one density, by its length in tokens."""
+    rows = {row["name"]: row for row in result["rows"]}
+    named = {0: "shplb,tail=0@0.1", _TAIL: "shplb@0.1", 512: "shplb,tail=512@0.1"}
+    where = f"{result['model']}, {result['tokens'][0]} tokens, dense tail"
+    header = where, "computed density", "mean score over dense", "multi_turn", "NLL over dense"
+    lines = [("all (stock SGLang)", "1", "", f"{rows['dense']['scores']['multi_turn']:.1f}", "")]
+    for tail, name in named.items():
+        row = rows[name]
+        mean, nll = _interval(row["mean_delta"], ""), _interval(row["nll_over_dense_percent"], " %")
+        score = f"{row['scores']['multi_turn']:.1f}"
+        lines.append((f"{tail} tokens", f"{row['measured_density']:.3f}", mean, score, nll))
+    return markdown_table(header, lines)
+
+
+def tail_speed_table(result: dict[str, Any]) -> str:
+    """What a dense tail costs: medians of the time to the first token."""
+    of = {
+        (row["variant"], row["input_tokens"]): row["ttft_p50_ms"] for row in result["rows"] if "new_tokens" not in row
+    }
+    where = f"{result['arguments']['shape']}, TP {result['arguments']['tp']}, {result['device']}, prompt tokens"
+    header = where, "stock SGLang (fa3)", "no tail", f"tail of {_TAIL} tokens"
+    lengths = sorted({tokens for _, tokens in of})
+    variants = "fa3", "shplb-no-tail", "shplb"
+    return markdown_table(
+        header, [(f"{tokens}", *(f"{of[variant, tokens]:.0f} ms" for variant in variants)) for tokens in lengths]
+    )
 
 
 def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from markdown_tables import markdown_table
-from quality_tables import quality_table, selection_table, trade_table
+from quality_tables import quality_table, selection_table, tail_quality_table, tail_speed_table, trade_table
 from speed_tables import (
     attention_table,
     balance_table,
@@ -20,7 +20,12 @@ from speed_tables import (
 )  # fmt: skip
 
 # Of which results a table is, where its name does not say so.
-_FILES = {"shapes": ["attention"], "trade": ["simulation", "quality"]}
+_FILES = {
+    "shapes": ["attention"],
+    "trade": ["simulation", "quality"],
+    "profile": ["profile", "profile_qwen2.5-7b"],
+    "balance_one_group": ["balance_qwen2.5-3b"],
+}
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
@@ -94,6 +99,19 @@ def simulation_table(result: dict[str, Any]) -> str:
     return markdown_table((where, "measured", "predicted", "off"), lines)
 
 
+def profile_table(*results: dict[str, Any]) -> str:
+    """What recording curves adds to a dense prefill."""
+    header = f"{results[0]['device']}, a document of", "dense", "recording", "added", "GPU memory added"
+    lines = []
+    for result in results:
+        of = {(row["kind"], row["tokens"]): row["seconds"] for row in result["rows"]}
+        for row in result["added"]:
+            times = (f"{of[kind, row['tokens']]:.2f} s" for kind in ("dense", "recording"))
+            added = f"{row['added_share']:.0%}", f"{row['added_gpu_bytes'] / 2**20:.0f} MiB"
+            lines.append((f"{row['tokens']} tokens, {result['arguments']['shape']}", *times, *added))
+    return markdown_table(header, lines)
+
+
 TABLES = {
     README: {
         "trade": trade_table,
@@ -104,11 +122,20 @@ TABLES = {
         "shapes": shapes_table,
         "policies": policies_table,
         "balance": balance_table,
+        "balance_one_group": balance_table,
         "scheduler": scheduler_table,
         "replicas": replicas_table,
     },
-    ROOT / "docs" / "quality.md": {"selection": selection_table},
-    ROOT / "docs" / "algorithms.md": {"simulation": simulation_table, "replicas": uneven_table},
+    ROOT / "docs" / "quality.md": {
+        "selection": selection_table,
+        "quality_tail": tail_quality_table,
+        "serving_tail": tail_speed_table,
+    },
+    ROOT / "docs" / "algorithms.md": {
+        "simulation": simulation_table,
+        "replicas": uneven_table,
+        "profile": profile_table,
+    },
 }
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from shplb.errors import UserError
 
 STOCK = ("stock", "fa3", "flashinfer")
-SPARSE = ("shplb", "shplb-contiguous", "shplb-replicas")
+SPARSE = ("shplb", "shplb-contiguous", "shplb-replicas", "shplb-no-tail")
 
 
 class PointFailedError(UserError):

@@ -127,12 +127,15 @@ def policies_table(result: dict[str, Any]) -> str:
 def balance_table(result: dict[str, Any]) -> str:
     """What two ranks wait for each other, timed on the GPUs, and what a prompt takes."""
     longest = max(row["input_tokens"] for row in result["rows"])
-    where = f"heads, {len(result['gpus'])} x {result['device']}"
+    where = f"heads of {result['arguments']['shape']}, {len(result['gpus'])} x {result['device']}"
     header = where, "predicted max/mean load", "attention time spent waiting", "prediction over measurement"
     lines = []
     ttft = {row["variant"]: row["ttft_p50_ms"] for row in result["rows"] if row["input_tokens"] == longest}
+    servers = {server["variant"]: server for server in result["servers"]}
     for name, words in _PLACEMENTS.items():
-        server = next(server for server in result["servers"] if server["variant"] == name)
+        if name not in servers:
+            continue
+        server = servers[name]
         cells = f"{server['imbalance']:.3f}", f"{100 * server['measured_bubble']:.1f} %"
         lines.append((words, *cells, f"{server['predicted_over_measured']:.2f}", f"{ttft[name]:.0f} ms"))
     return markdown_table((*header, f"{longest} tokens take"), lines)

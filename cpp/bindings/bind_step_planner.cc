@@ -11,6 +11,7 @@ namespace shplb::bindings {
 namespace {
 
 using Lengths = std::span<const std::int64_t>;
+using Marks = std::span<const std::uint8_t>;
 
 /// Plan with the extents its arrays have; never changed once Python sees it.
 struct PyStepPlan : StepPlan {
@@ -49,38 +50,44 @@ std::unique_ptr<PyStepPlanner> Make(std::int64_t num_kv_heads, std::int64_t head
   return std::make_unique<PyStepPlanner>(config);
 }
 
-/// Runs `solve(prefix_lens, new_lens, plan)` without the GIL.
+/// Runs `solve(prefix_lens, new_lens, stock, plan)` without the GIL.
 template <class Solve>
 std::unique_ptr<PyStepPlan> Run(PyStepPlanner& self, const py::object& prefix_lens,
-                                const py::object& new_lens, Solve solve) {
+                                const py::object& new_lens, const py::object& stock, Solve solve) {
   const py::array prefix = RequireArray<std::int64_t>(prefix_lens, "prefix_lens", 1);
   const py::array fresh = RequireArray<std::int64_t>(new_lens, "new_lens", 1);
+  const py::array marks = stock.is_none() ? py::array_t<std::uint8_t>(0)
+                                          : RequireArray<std::uint8_t>(stock, "stock", 1);
   auto plan = std::make_unique<PyStepPlan>();
   plan->layers = self.planner.num_layers();
   plan->ranks = self.planner.num_ranks();
   plan->list_heads = self.planner.num_list_heads();
   const py::gil_scoped_release release;
   const std::lock_guard lock(self.mutex);
-  solve(SpanOf<std::int64_t>(prefix), SpanOf<std::int64_t>(fresh), plan.get());
+  solve(SpanOf<std::int64_t>(prefix), SpanOf<std::int64_t>(fresh), SpanOf<std::uint8_t>(marks),
+        plan.get());
   return plan;
 }
 
 std::unique_ptr<PyStepPlan> Plan(PyStepPlanner& self, const py::object& prefix_lens,
                                  const py::object& new_lens, const py::object& out,
-                                 const std::string& mode) {
+                                 const std::string& mode, const py::object& stock) {
   const StepMode step_mode = StepModeOf(mode);
   const std::span<std::byte> buffer = WritableBytes(out, "out");
-  return Run(self, prefix_lens, new_lens, [&](Lengths prefix, Lengths fresh, StepPlan* plan) {
-    self.planner.Plan(prefix, fresh, step_mode, buffer, plan);
-  });
+  return Run(self, prefix_lens, new_lens, stock,
+             [&](Lengths prefix, Lengths fresh, Marks marks, StepPlan* plan) {
+               self.planner.Plan(prefix, fresh, step_mode, buffer, plan, marks);
+             });
 }
 
 std::unique_ptr<PyStepPlan> Predict(PyStepPlanner& self, const py::object& prefix_lens,
-                                    const py::object& new_lens, const std::string& mode) {
+                                    const py::object& new_lens, const std::string& mode,
+                                    const py::object& stock) {
   const StepMode step_mode = StepModeOf(mode);
-  return Run(self, prefix_lens, new_lens, [&](Lengths prefix, Lengths fresh, StepPlan* plan) {
-    self.planner.Predict(prefix, fresh, step_mode, plan);
-  });
+  return Run(self, prefix_lens, new_lens, stock,
+             [&](Lengths prefix, Lengths fresh, Marks marks, StepPlan* plan) {
+               self.planner.Predict(prefix, fresh, step_mode, plan, marks);
+             });
 }
 
 py::array DecodeLoads(PyStepPlanner& self, const py::object& kv_lens) {
@@ -176,9 +183,9 @@ void BindStepPlanner(py::module_& m) {
           py::arg("num_requests"), py::arg("num_new_tokens"),
           "Bytes that suffice for any step of this size.")
       .def("plan", &Plan, py::arg("prefix_lens"), py::arg("new_lens"), py::arg("out"),
-           py::arg("mode") = "auto", "Plan one step into out.")
+           py::arg("mode") = "auto", py::arg("stock") = py::none(), "Plan one step into out.")
       .def("predict", &Predict, py::arg("prefix_lens"), py::arg("new_lens"),
-           py::arg("mode") = "auto", "Predictions of plan alone.")
+           py::arg("mode") = "auto", py::arg("stock") = py::none(), "Predictions of plan alone.")
       .def("set_rank_speeds", &SetRankSpeeds, py::arg("speeds"),
            "Speeds of the ranks from the next step on, in 1/NOMINAL_SPEED.")
       .def("decode_loads", &DecodeLoads, py::arg("kv_lens"),

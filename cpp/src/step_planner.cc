@@ -172,15 +172,17 @@ std::int64_t StepPlanner::BufferBytes(std::int64_t num_requests,
 }
 
 void StepPlanner::Predict(std::span<const std::int64_t> prefix_lens,
-                          std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan) {
-  impl_->lists.predictor.Run(prefix_lens, new_lens, mode, plan);
+                          std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan,
+                          std::span<const std::uint8_t> stock) {
+  impl_->lists.predictor.Run(prefix_lens, new_lens, mode, plan, stock);
   impl_->lists.SetOwned(plan);
 }
 
 void StepPlanner::Plan(std::span<const std::int64_t> prefix_lens,
                        std::span<const std::int64_t> new_lens, StepMode mode,
-                       std::span<std::byte> buffer, StepPlan* plan) {
-  Predict(prefix_lens, new_lens, mode, plan);
+                       std::span<std::byte> buffer, StepPlan* plan,
+                       std::span<const std::uint8_t> stock) {
+  Predict(prefix_lens, new_lens, mode, plan, stock);
   const auto layers = static_cast<std::size_t>(impl_->num_layers);
   plan->num_lists = impl_->lists.PerLayer(plan->num_blocks);
   plan->num_items = impl_->lists.ItemsPerLayer(plan->num_blocks);

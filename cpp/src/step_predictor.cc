@@ -28,11 +28,12 @@ StepPredictor::StepPredictor(const StepPlannerConfig& c)
       rank_longest_(c.num_ranks) {}
 
 void StepPredictor::Run(std::span<const std::int64_t> prefix_lens,
-                        std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan) {
-  CheckBatch(prefix_lens, new_lens);
+                        std::span<const std::int64_t> new_lens, StepMode mode, StepPlan* plan,
+                        std::span<const std::uint8_t> stock) {
+  CheckBatch(prefix_lens, new_lens, stock);
   plan->dense_ns = 0;
   for (std::size_t i = 0; i < extents_.size(); ++i) plan->dense_ns += DenseCost(i);
-  Choose(mode, plan);
+  Choose(mode, stock, plan);
   MakeBlocks(plan);
   const bool is_open = mode == StepMode::kAuto && !PaysAnyhow(*plan);
   const RankSpeeds nominal;
@@ -48,12 +49,17 @@ void StepPredictor::Run(std::span<const std::int64_t> prefix_lens,
 }
 
 void StepPredictor::CheckBatch(std::span<const std::int64_t> prefix_lens,
-                               std::span<const std::int64_t> new_lens) {
+                               std::span<const std::int64_t> new_lens,
+                               std::span<const std::uint8_t> stock) {
   const auto num_requests = static_cast<std::int64_t>(prefix_lens.size());
   RequireInRange("num_requests", num_requests, 1, kMaxStepBlocks);
   if (new_lens.size() != prefix_lens.size()) {
     throw InvalidArgument("new_lens",
                           ToText(static_cast<std::int64_t>(new_lens.size())) + " elements",
+                          ToText(num_requests) + ", as prefix_lens");
+  }
+  if (!stock.empty() && stock.size() != prefix_lens.size()) {
+    throw InvalidArgument("stock", ToText(static_cast<std::int64_t>(stock.size())) + " elements",
                           ToText(num_requests) + ", as prefix_lens");
   }
   extents_.clear();
@@ -97,14 +103,13 @@ std::int64_t StepPredictor::SelectCost(const SelectionWork& work) const {
   return per_head * qo_heads_per_rank_ + per_kv_head * kv_heads_per_rank_;
 }
 
-void StepPredictor::Choose(StepMode mode, StepPlan* plan) {
-  plan->sparse.assign(extents_.size(), mode == StepMode::kSparse ? 1 : 0);
-  if (mode == StepMode::kAuto) {
-    for (std::size_t i = 0; i < extents_.size(); ++i) {
-      // One new token is a decode step (of a mixed batch): dense, like all decoding.
-      const bool decodes = extents_[i].end - extents_[i].prefix == 1;
-      plan->sparse[i] = !decodes && PaysAlone(i) ? 1 : 0;
-    }
+void StepPredictor::Choose(StepMode mode, std::span<const std::uint8_t> stock, StepPlan* plan) {
+  plan->sparse.assign(extents_.size(), 0);
+  for (std::size_t i = 0; mode != StepMode::kDense && i < extents_.size(); ++i) {
+    if (!stock.empty() && stock[i] != 0) continue;
+    // One new token is a decode step (of a mixed batch): dense, like all decoding.
+    const bool decodes = extents_[i].end - extents_[i].prefix == 1;
+    plan->sparse[i] = mode == StepMode::kSparse || (!decodes && PaysAlone(i)) ? 1 : 0;
   }
   Start(*plan);
   if (mode == StepMode::kAuto) DropStarved(plan);

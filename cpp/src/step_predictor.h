@@ -54,7 +54,7 @@ class StepPredictor {
   /// Fills sparse, num_blocks, step_ns, dense_ns and rank_makespan_ns of the plan, and blocks() and
   /// cuts().
   void Run(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
-           StepMode mode, StepPlan* plan);
+           StepMode mode, StepPlan* plan, std::span<const std::uint8_t> stock);
 
   void DecodeLoads(std::span<const std::int64_t> kv_lens, std::span<std::int64_t> loads);
 
@@ -62,9 +62,9 @@ class StepPredictor {
   const Cut& cut(std::int64_t layer, std::size_t k) const { return divider_.cut(layer, k); }
 
  private:
-  void CheckBatch(std::span<const std::int64_t> prefix_lens,
-                  std::span<const std::int64_t> new_lens);
-  void Choose(StepMode mode, StepPlan* plan);
+  void CheckBatch(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
+                  std::span<const std::uint8_t> stock);
+  void Choose(StepMode mode, std::span<const std::uint8_t> stock, StepPlan* plan);
   void Start(const StepPlan& plan);
   void DropStarved(StepPlan* plan);
   bool PaysAlone(std::size_t request);

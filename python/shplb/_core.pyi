@@ -192,9 +192,14 @@ class StepPlanner:
         new_lens: npt.NDArray[np.int64],
         out: npt.NDArray[np.uint8],
         mode: str = "auto",
+        stock: npt.NDArray[np.uint8] | None = None,
     ) -> StepPlan: ...
     def predict(
-        self, prefix_lens: npt.NDArray[np.int64], new_lens: npt.NDArray[np.int64], mode: str = "auto"
+        self,
+        prefix_lens: npt.NDArray[np.int64],
+        new_lens: npt.NDArray[np.int64],
+        mode: str = "auto",
+        stock: npt.NDArray[np.uint8] | None = None,
     ) -> StepPlan: ...
     def set_rank_speeds(self, speeds: npt.NDArray[np.int64]) -> None: ...
     def decode_loads(self, kv_lens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...

@@ -46,7 +46,11 @@ def balance_gain(maker: PlanMaker, made: Allocation, density: float, tokens: int
     ``tokens``: length of the prompt whose attention is predicted.
     """
     apart = PlanMaker(
-        maker.profile, tp_size=maker.tp_size, scope=maker.scope, dense_below_tokens=maker.rule.dense_below_tokens
+        maker.profile,
+        tp_size=maker.tp_size,
+        scope=maker.scope,
+        dense_below_tokens=maker.rule.dense_below_tokens,
+        dense_tail_tokens=maker.rule.dense_tail_tokens,
     )
     wanted = _last_error(made)
 

@@ -185,7 +185,7 @@ class ServingPlan(PlanFacts, frozen=True, kw_only=True):
             "scope": self.scope in get_args(Scope),
             "rule": self.rule.query_block == query_block_size(self.model.head_dim)
             and max(self.rule.sink_pages, self.rule.local_pages, self.rule.floor_pages) <= _MOST_PAGES
-            and self.rule.dense_below_tokens <= MOST_TOKENS,
+            and max(self.rule.dense_below_tokens, self.rule.dense_tail_tokens) <= MOST_TOKENS,
             "budgets": bool(np.all((self.budgets > 0) & (self.budgets <= 1))),
             "replicas": self.replicas >= 0,
             "physical_to_logical": self._slots_are_good(),

@@ -96,7 +96,12 @@ class StepPlanner:
         return self._core.buffer_bytes(num_requests, num_new_tokens)
 
     def plan(
-        self, prefix_lens: Int64Array, new_lens: Int64Array, out: npt.NDArray[np.uint8], mode: Mode = "auto"
+        self,
+        prefix_lens: Int64Array,
+        new_lens: Int64Array,
+        out: npt.NDArray[np.uint8],
+        mode: Mode = "auto",
+        stock: npt.NDArray[np.uint8] | None = None,
     ) -> StepPlan:
         """Plan one step. O(layers * query heads * blocks).
 
@@ -109,6 +114,8 @@ class StepPlanner:
             mode: ``auto`` sends a request to the stock path where that is predicted to end sooner: by makespan,
                 max(sum / CTAs, longest item), since the sparse kernel never splits an item over its keys. A request
                 with one new token decodes (in a mixed batch) and is never sparse.
+            stock: uint8 ``[num_requests]``, not 0 for requests that belong to the stock path whatever the mode; by
+                default none does.
 
         Returns:
             ``.plan_info[layer]`` is what FlashInfer's sm90 kernel takes, given a copy of ``out`` as its int
@@ -118,11 +125,17 @@ class StepPlanner:
             rank holds, too, only blocks in ``.owned_blocks[layer, j]`` (half-open) are: other lists are empty and have
             no work item. Nothing is left of an earlier plan.
         """
-        return self._core.plan(prefix_lens, new_lens, out, mode)
+        return self._core.plan(prefix_lens, new_lens, out, mode, stock)
 
-    def predict(self, prefix_lens: Int64Array, new_lens: Int64Array, mode: Mode = "auto") -> StepPlan:
+    def predict(
+        self,
+        prefix_lens: Int64Array,
+        new_lens: Int64Array,
+        mode: Mode = "auto",
+        stock: npt.NDArray[np.uint8] | None = None,
+    ) -> StepPlan:
         """``plan`` without tables: sparse, num_blocks, owned_blocks, rank_makespan_ns, step_ns and dense_ns."""
-        return self._core.predict(prefix_lens, new_lens, mode)
+        return self._core.predict(prefix_lens, new_lens, mode, stock)
 
     def set_rank_speeds(self, speeds: Int64Array) -> None:
         """How fast ranks are against the cost model, from the next step on (``shplb.rank_speeds`` measures it).

@@ -32,6 +32,7 @@ class PlanMaker:
         objective: Objective = "min_error",
         scope: Scope = "model",
         dense_below_tokens: int | None = None,
+        dense_tail_tokens: int | None = None,
         balance_aware: bool = False,
         weighing: Weighing = "measured",
         replicas: int = 0,
@@ -57,9 +58,9 @@ class PlanMaker:
         self.objective: Objective = objective
         self.scope: Scope = scope
         self.balance_aware = balance_aware
-        self.rule = profile.rule
-        if dense_below_tokens is not None:
-            self.rule = msgspec.structs.replace(self.rule, dense_below_tokens=dense_below_tokens)
+        asked = {"dense_below_tokens": dense_below_tokens, "dense_tail_tokens": dense_tail_tokens}
+        given = {field: tokens for field, tokens in asked.items() if tokens is not None}
+        self.rule = msgspec.structs.replace(profile.rule, **given)
 
     @cached_property
     def _profile_hash(self) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from shplb.sparsity import LEAST_BUDGET, ChoiceName, ScoreName, SparsityRule
+from shplb.sparsity import LEAST_BUDGET, MOST_TOKENS, ChoiceName, ScoreName, SparsityRule
 
 if TYPE_CHECKING:
     from shplb.budget import Objective, Scope
@@ -109,17 +109,19 @@ class Policy(NamedTuple):
     Attributes:
         budgets: how the plan's budgets are made; a server takes them from its plan, whatever the policy says.
         coverage: of ``top_p``, share of the estimated mass that a list must hold.
+        tail: of a prompt, how many of its last tokens stay dense; None: as many as the plan says.
     """
 
     budgets: str
     score: str
     choice: str
     coverage: float = 0.9
+    tail: int | None = None
 
     @property
     def is_of_budgets_only(self) -> bool:
         """Whether nothing but budgets tells it from the default."""
-        return (self.score, self.choice) == POLICIES[DEFAULT][1:3]
+        return (self.score, self.choice) == POLICIES[DEFAULT][1:3] and self.tail is None
 
     def rule(self, rule: SparsityRule) -> SparsityRule:
         """``rule`` with this policy's score and choice."""
@@ -130,6 +132,7 @@ class Policy(NamedTuple):
             score_stride=score.stride,
             choice=CHOICES[self.choice].choice,
             coverage=self.coverage,
+            dense_tail_tokens=rule.dense_tail_tokens if self.tail is None else self.tail,
         )
 
 
@@ -145,10 +148,10 @@ POLICIES: dict[str, Policy] = {
     "max_min_layer": Policy("max_min_layer", "mean_pool", "top_k"),
     "max_mean": Policy("max_mean", "mean_pool", "top_k"),
     "dense": Policy("dense", "mean_pool", "top_k"),
-    "streaming_llm": Policy("uniform", "mean_pool", "a_shape"),
-    "minference": Policy("uniform", "mean_pool", "vertical_slash"),
-    "xattention": Policy("uniform", "antidiagonal_8", "top_p"),
-    "flexprefill": Policy("uniform", "mean_pool", "top_p"),
+    "streaming_llm": Policy("uniform", "mean_pool", "a_shape", tail=0),
+    "minference": Policy("uniform", "mean_pool", "vertical_slash", tail=0),
+    "xattention": Policy("uniform", "antidiagonal_8", "top_p", tail=0),
+    "flexprefill": Policy("uniform", "mean_pool", "top_p", tail=0),
     "quest": Policy("uniform", "min_max", "top_k"),
     "oracle": Policy("min_error", "oracle", "top_k"),
 }
@@ -156,7 +159,7 @@ DEFAULT = next(iter(POLICIES))
 
 
 def parse_policy(text: str) -> Policy:
-    """A policy from ``NAME``, or ``NAME,key=value,...`` with ``score``, ``choice`` and ``coverage`` changed.
+    """A policy from ``NAME``, or ``NAME,key=value,...`` with ``score``, ``choice``, ``coverage`` and ``tail`` changed.
 
     Example: ``shplb,score=antidiagonal_16`` is the default with another score.
 
@@ -172,9 +175,12 @@ def parse_policy(text: str) -> Policy:
         if key == "coverage":
             policy = policy._replace(coverage=_share(value))
             continue
+        if key == "tail":
+            policy = policy._replace(tail=_tokens(value))
+            continue
         tables: dict[str, tuple[str, ...]] = {"score": tuple(SCORES), "choice": tuple(CHOICES)}
         if key not in tables:
-            raise ValueError(f"policy changes '{key}', expected score=, choice= or coverage=")
+            raise ValueError(f"policy changes '{key}', expected score=, choice=, coverage= or tail=")
         if value not in tables[key]:
             raise ValueError(f"{key} is '{value}', expected {' or '.join(tables[key])}")
         policy = policy._replace(score=value) if key == "score" else policy._replace(choice=value)
@@ -189,3 +195,9 @@ def _share(text: str) -> float:
     if not 0.0 < value <= 1.0:
         raise ValueError(f"coverage is '{text}', expected a share of the estimated mass in (0, 1]")
     return value
+
+
+def _tokens(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > MOST_TOKENS:
+        raise ValueError(f"tail is '{text}', expected a number of tokens, 0 to {MOST_TOKENS}")
+    return int(text)

@@ -34,6 +34,7 @@ class SparsityRule(msgspec.Struct, frozen=True):
     local_pages: int = 1  # pages before the diagonal ones
     floor_pages: int = 4
     dense_below_tokens: int = 1024  # blocks that see at most this many tokens keep every page
+    dense_tail_tokens: int = 0  # blocks that hold any of a prompt's last so many tokens keep every page
     score: str = "mean_pool"
     score_stride: int = 16  # tokens averaged (or strided over) into one query or key of the estimate
     choice: str = "top_k"
@@ -50,13 +51,21 @@ class SparsityRule(msgspec.Struct, frozen=True):
                 f"query_block is {self.query_block} and score_stride {self.score_stride}, expected positive numbers, "
                 f"the stride a divisor of {PAGE_SIZE}"
             )
-        if min(self.sink_pages, self.local_pages, self.floor_pages, self.dense_below_tokens) < 0:
-            raise ValueError("sink_pages, local_pages, floor_pages and dense_below_tokens must be 0 or more")
+        counts = ("sink_pages", "local_pages", "floor_pages", "dense_below_tokens", "dense_tail_tokens")
+        for field in counts:
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected 0 or more")
 
     def forced_pages(self, first_row: int, end_row: int) -> tuple[int, int]:
         """(end of the sink pages, first local page) of the query block piece that covers rows [first_row, end_row)."""
         first_local = max(first_row // PAGE_SIZE - self.local_pages, 0)
         return min(self.sink_pages, first_local), first_local
+
+    def tail_start(self, length: int) -> int:
+        """First token of a prompt's dense tail, at the edge of a query block; ``length`` where it has none."""
+        if self.dense_tail_tokens == 0:
+            return length
+        return max(length - self.dense_tail_tokens, 0) // self.query_block * self.query_block
 
     def num_forced(self, first_row: int, end_row: int) -> int:
         sink_end, first_local = self.forced_pages(first_row, end_row)

@@ -18,10 +18,14 @@ from shplb.policies import POLICIES
 from shplb.sglang.backend import SparsePrefillMixin
 from shplb.sglang.batches import sub_batch
 from shplb.sglang.environment import SPARSE_AT_ANY_PRICE
+from shplb.sglang.metadata import StepBudgets
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
+from shplb.sglang.parts import Parts, RequestIds
 from shplb.sglang.step_monitor import StepMonitor
+from shplb.sglang.tokens import token_slots
 from shplb.sglang.torch_engine import TorchEngine
+from shplb.sglang.torch_prefill import TorchPrefill
 from shplb.sglang.trace import read_trace
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the real kernel")
@@ -56,6 +60,10 @@ def make_batch(prefix: list[int], new: list[int], seed: int) -> tuple[Any, torch
 SPARSE_IS_FREE = CostModel(
     item_ns=0, kv_tile_ns=1, dense_kv_tile_ns=3000, select_pair_ps=0, select_block_ps=0, pool_page_ps=0, layer_ns=0
 )
+
+
+def with_tail(plan: ServingPlan, tokens: int) -> ServingPlan:
+    return msgspec.structs.replace(plan, rule=msgspec.structs.replace(plan.rule, dense_tail_tokens=tokens))
 
 
 def engine_of(kind: type, table: torch.Tensor, folder: Path | None = None) -> Any:
@@ -174,6 +182,48 @@ def test_mixed_batches_are_shared_with_the_base() -> None:
     assert not torch.any(torch.all(rest == 1, dim=1))
 
 
+@pytest.mark.parametrize(("prefix", "new"), [([0], [900]), ([640, 0, 1000], [333, 700, 60])])
+def test_tails_belong_to_the_base_and_hold_every_page(prefix: list[int], new: list[int]) -> None:
+    batch, table, k_pool, v_pool = make_batch(prefix, new, sum(new))
+    q = torch.randn(sum(new), HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
+    kv = torch.zeros(sum(new), KV_HEADS, DIM)
+    plan = with_tail(make_plan(3, 192), 100)
+    batch.rids = RequestIds(batch.rids, [0] * len(new))
+    ours = TorchEngine(plan, 0, 4096, table, None)
+    assert ours.begin(batch) is not None
+    expected = torch.full_like(q, float("nan"))
+    ours.run(q, k_pool, v_pool, LAYER.layer_id, LAYER.scaling, expected)
+    backend = Backend(paged_engine(table, SPARSE_IS_FREE, plan=plan), table, k_pool, v_pool)
+    backend.init_forward_metadata(batch)
+    out = backend.forward_extend(q.flatten(1), kv, kv, LAYER, batch, save_kv_cache=False).view_as(q)
+    part, row = backend.seen[0], 0
+    starts = dict(zip(part.rids, part.extend_prefix_lens_cpu, strict=True))
+    slots = token_slots(table, batch.req_pool_indices, batch.seq_lens.tolist())
+    everything = StepBudgets(plan.budget_table(4096), prefix, new, [True] * len(new))
+    dense = TorchPrefill(plan.rule, [list(range(HEADS))] * LAYERS).run(
+        q, k_pool, v_pool, slots, everything, LAYER.layer_id, LAYER.scaling
+    )
+    for index, (cached, fresh) in enumerate(zip(prefix, new, strict=True)):
+        start, end = max((cached + fresh - 100) // 192 * 192, cached), row + fresh
+        assert starts[f"r{index}"] == start
+        cut = row + start - cached
+        torch.testing.assert_close(out[row:cut], expected[row:cut], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(expected[cut:end], dense[cut:end])
+        assert torch.all(out[cut:end] == 1)  # the base's answer
+        assert start == cached or not torch.allclose(expected[row:cut], dense[row:cut])
+        row = end
+
+
+def test_earlier_chunks_of_a_prompt_have_no_tail() -> None:
+    batch, table, *_ = make_batch([0], [900], 3)
+    plan = with_tail(make_plan(3, 192), 100)
+    for to_come, tail in ((5000, 0), (60, 132), (0, 132)):
+        batch.rids = RequestIds(batch.rids, [to_come])
+        route = paged_engine(table, SPARSE_IS_FREE, plan=plan).begin(batch)
+        assert route is not None
+        assert (0 if route.dense is None else route.dense.batch.extend_num_tokens) == tail
+
+
 def test_short_steps_belong_to_the_base() -> None:
     batch, table, k_pool, v_pool = make_batch([0, 64], [300, 200], 8)
     STEP_COUNTERS.start(1)
@@ -213,8 +263,14 @@ def test_dummy_batches_belong_to_the_base() -> None:
 def test_sub_batch_leaves_the_batch_alone() -> None:
     batch, *_ = make_batch([0, 64], [10, 20], 7)
     batch._attn_output = "whole"
-    part = sub_batch(batch, [1])
-    assert (part.batch_size, part.extend_num_tokens, part.seq_lens_sum, part.rids) == (1, 20, 84, ["r1"])
+    part = sub_batch(batch, Parts([1], [70], [14], [True]))
+    assert (part.batch_size, part.extend_num_tokens, part.seq_lens_sum, part.rids) == (1, 14, 84, ["r1"])
+    assert (part.extend_prefix_lens_cpu, part.extend_seq_lens_cpu) == ([70], [14])
+    assert [part.extend_prefix_lens.tolist(), part.extend_seq_lens.tolist(), part.seq_lens.tolist()] == [
+        [70],
+        [14],
+        [84],
+    ]
     assert part._attn_output is None
     assert (batch.batch_size, batch._attn_output, batch.extend_seq_lens_cpu) == (2, "whole", [10, 20])
 

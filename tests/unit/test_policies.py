@@ -88,7 +88,8 @@ def test_what_a_profile_lacks_is_one_sentence() -> None:
 def test_policies_are_read_from_text() -> None:
     assert parse_policy("shplb") == POLICIES["shplb"]
     changed = parse_policy("xattention, score=antidiagonal_16,coverage=0.95")
-    assert changed == Policy("uniform", "antidiagonal_16", "top_p", 0.95)
+    assert changed == Policy("uniform", "antidiagonal_16", "top_p", 0.95, tail=0)
+    assert parse_policy("xattention,tail=256").rule(SparsityRule(query_block=128)).dense_tail_tokens == 256
     rule = changed.rule(RULE)
     assert (rule.score, rule.score_stride, rule.choice, rule.coverage) == ("antidiagonal", 16, "top_p", 0.95)
 
@@ -101,6 +102,7 @@ def test_policies_are_read_from_text() -> None:
         ("shplb,choice=all", "choice is 'all', expected top_k or"),
         ("shplb,coverage=2", "coverage is '2', expected a share"),
         ("shplb,coverage=x", "coverage is 'x', expected a share"),
+        ("shplb,tail=-1", "tail is '-1', expected a number of tokens"),
         ("shplb,tau=0.9", "policy changes 'tau', expected score="),
     ],
 )

@@ -170,7 +170,7 @@ def test_readme_table_and_chart_of_a_result(result: dict[str, Any]) -> None:
     table = quality_tables.quality_table(result).splitlines()
     assert table[2].startswith("| 4096 tokens: dense (stock SGLang) | 1 | scores 100.0 in 2 of 3 tasks |")
     assert "| 4096 tokens: least output error (default) | 0.300 | +0.00 [+0.00, +0.00] |" in table[3]
-    assert table[4].endswith("+15.00 % [+15.00, +15.00] | not met |")
+    assert table[4].endswith("+15.00 % [+15.00, +15.00] | not met | 8 ms |")
     assert len({line.count("|") for line in table}) == 1
     svg = quality_chart.chart(result)
     assert svg == quality_chart.chart(result)

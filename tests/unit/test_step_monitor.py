@@ -37,7 +37,7 @@ class Ranks:
 
             monitor = StepMonitor(LAYERS, gather, every)
             for _ in range(CHECK_EVERY):
-                monitor.begin_step([0], [100], plan_of(loads[rank]), timed=True)
+                monitor.begin_step([0], [100], plan_of(loads[rank]))
 
 
 def test_equal_plans_pass_and_are_compared() -> None:
@@ -78,7 +78,7 @@ def test_sampled_times_become_a_bubble(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     sampled = []
     for _ in range(4):
-        monitor.begin_step([0], [100], plan_of(6_000_000), timed=True)
+        monitor.begin_step([0], [100], plan_of(6_000_000))
         sampled.append(monitor.sampling)
         for _ in range(LAYERS if monitor.sampling else 0):
             for span in (0.0, 2.0, 3.0):  # selection takes 2 ms, attention 3 ms
@@ -95,7 +95,7 @@ def test_sampled_times_become_a_bubble(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sampled(monitor: StepMonitor, load: int) -> np.ndarray | None:
     """One step whose selection takes 2 ms a layer, and attention 3 ms; what it says of speeds."""
-    speeds = monitor.begin_step([0], [100], plan_of(load), timed=True)
+    speeds = monitor.begin_step([0], [100], plan_of(load))
     for span in [0.0, 2.0, 3.0] * LAYERS:
         Event.now += span
         monitor.mark()
@@ -138,12 +138,12 @@ def test_a_sample_without_one_rank_changes_nothing(monkeypatch: pytest.MonkeyPat
     assert (report["sampled_steps"], report["attention_time_drift"], report["rank_speeds"]) == (0, None, None)
 
 
-def test_steps_shared_with_the_base_are_not_timed() -> None:
+def test_dense_steps_are_not_timed() -> None:
     monitor = StepMonitor(LAYERS, lambda value: [value], 1)
-    monitor.begin_step([0, 5], [100, 1], plan_of(5), timed=False)
+    monitor.begin_step([0, 5], [10, 1], None)
     assert not monitor.sampling
-    monitor.begin_step([0, 5], [10, 1], None, timed=False)
-    assert not monitor.sampling
+    monitor.begin_step([0, 5], [100, 1], plan_of(5))
+    assert monitor.sampling
 
 
 @pytest.mark.parametrize(

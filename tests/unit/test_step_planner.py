@@ -97,23 +97,28 @@ def check_tables(config, rank, plan, out, prefix, new):
 
 
 @settings(max_examples=120, deadline=None)
-@given(setups(), st.sampled_from(["auto", "sparse"]))
-def test_tables_are_what_the_reference_says(setup, mode):
+@given(setups(), st.sampled_from(["auto", "sparse"]), st.sampled_from([None, 0, 1]))
+def test_tables_are_what_the_reference_says(setup, mode, stock_seed):
     config, prefix, new = setup
+    stock = None if stock_seed is None else np.random.default_rng(stock_seed).integers(0, 2, len(new), dtype=np.uint8)
     ranks = config["slot_groups"].shape[1]
     plans = []
     for rank in range(ranks):
         planner = StepPlanner(rank=rank, **config)
         out = aligned(planner.buffer_bytes(len(prefix), int(new.sum())))
-        plan = planner.plan(prefix, new, out, mode)
+        plan = planner.plan(prefix, new, out, mode, stock)
         assert plan.num_bytes <= out.size
+        if stock is not None:
+            assert not plan.sparse[stock != 0].any()
+            assert mode == "auto" or plan.sparse[stock == 0].all()
+            assert plan.dense_ns == planner.predict(prefix, new, mode).dense_ns
         check_tables(config, rank, plan, out, prefix, new)
         plans.append(plan)
-        predicted = planner.predict(prefix, new, mode)
+        predicted = planner.predict(prefix, new, mode, stock)
         np.testing.assert_array_equal(predicted.rank_makespan_ns, plan.rank_makespan_ns)
         assert (predicted.step_ns, predicted.dense_ns) == (plan.step_ns, plan.dense_ns)
         repeated = aligned(out.size)
-        planner.plan(prefix, new, repeated, mode)
+        planner.plan(prefix, new, repeated, mode, stock)
         assert repeated.tobytes() == out.tobytes()
     for plan in plans[1:]:
         np.testing.assert_array_equal(plan.rank_makespan_ns, plans[0].rank_makespan_ns)
@@ -260,6 +265,8 @@ def test_bad_batch_is_named(prefix, new, message):
         planner.plan(np.array(prefix, np.int64), np.array(new, np.int64), aligned(1 << 20))
     good = planner.plan(np.array([0]), np.array([64]), aligned(1 << 20))
     assert good.dense_ns > 0
+    with pytest.raises(InvalidArgument, match="stock: got 2 elements, expected 1, as prefix_lens"):
+        planner.predict(np.array([0]), np.array([64]), "auto", np.zeros(2, np.uint8))
 
 
 def test_buffer_too_small_is_named():

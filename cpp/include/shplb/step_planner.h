@@ -102,15 +102,17 @@ class StepPlanner {
   std::int64_t BufferBytes(std::int64_t num_requests, std::int64_t num_new_tokens) const;
 
   /// Request i has prefix_lens[i] cached tokens and new_lens[i] >= 1 new ones, which are the next
-  /// rows of q. Writes all layers' tables into `buffer` (16-byte aligned). Allocates nothing once
-  /// it has seen a step of this size. O(layers * query heads * blocks).
+  /// rows of q. It belongs to the stock path whatever the mode where stock[i] is not 0; an empty
+  /// `stock` leaves all to the mode. Writes all layers' tables into `buffer` (16-byte aligned).
+  /// Allocates nothing once it has seen a step of this size. O(layers * query heads * blocks).
   void Plan(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
-            StepMode mode, std::span<std::byte> buffer, StepPlan* plan);
+            StepMode mode, std::span<std::byte> buffer, StepPlan* plan,
+            std::span<const std::uint8_t> stock = {});
 
   /// Predictions of Plan() alone: sparse, owned_blocks, rank_makespan_ns, step_ns, dense_ns,
   /// num_blocks. O(layers * ranks * (requests + blocks)).
   void Predict(std::span<const std::int64_t> prefix_lens, std::span<const std::int64_t> new_lens,
-               StepMode mode, StepPlan* plan);
+               StepMode mode, StepPlan* plan, std::span<const std::uint8_t> stock = {});
 
   /// Summed CTA time (ns) of sparse decoding, one new token per request after kv_lens[i] >= 0
   /// cached ones, into `loads` [num_layers, num_ranks]; a replica's work counts half on each rank.

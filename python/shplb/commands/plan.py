@@ -55,6 +55,7 @@ Replicas = Annotated[
     int, typer.Option(help="KV-group slots per rank and layer for second copies, which divide every step's work.")
 ]
 DenseBelow = Annotated[int, typer.Option(help="Contexts up to this many tokens stay dense.")]
+DenseTail = Annotated[int, typer.Option(help="So many last tokens of every prompt stay dense: the question.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -72,6 +73,7 @@ def plan(
     weighing: Weighing = "measured",
     replicas: Replicas = 0,
     dense_below: DenseBelow = 1024,
+    dense_tail: DenseTail = 0,
     rates: Rates = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +97,7 @@ def plan(
         objective=objective,  # type: ignore[arg-type]
         scope=scope,  # type: ignore[arg-type]
         dense_below_tokens=dense_below,
+        dense_tail_tokens=dense_tail,
         balance_aware=balance_aware,
         weighing=weighing,  # type: ignore[arg-type]
         replicas=replicas,

@@ -71,15 +71,17 @@ class PagedPrefill:
         req_indices: torch.Tensor,
         seq_lens: torch.Tensor,
         mode: Mode = "auto",
+        stock: list[bool] | None = None,
     ) -> PagedStep | None:
         """Plan a step and start the upload of its tables; None when every request belongs to the stock path.
 
         prefix_lens, new_lens: cached and new tokens of every request; req_to_token: int32 ``[.., max_tokens]``;
-        req_indices, seq_lens: int ``[num_requests]`` on the device, row of req_to_token and prefix + new tokens.
+        req_indices, seq_lens: int ``[num_requests]`` on the device, row of req_to_token and prefix + new tokens; stock:
+        requests that belong to the stock path whatever the mode.
         """
         prefix, new = np.array(prefix_lens, dtype=np.int64), np.array(new_lens, dtype=np.int64)
         buffer = self._staging.begin(self._bytes(len(new), int(new.sum())))
-        plan = self.planner.plan(prefix, new, buffer, mode)
+        plan = self.planner.plan(prefix, new, buffer, mode, None if stock is None else np.array(stock, dtype=np.uint8))
         if plan.num_blocks == 0:
             return None
         sparse = plan.sparse.astype(bool)

@@ -109,6 +109,7 @@ def _context(plan: ServingPlan, profile: HeadProfile | None, benches: Sequence[P
 def _plan_facts(plan: ServingPlan) -> list[tuple[str, str]]:
     model, rule = plan.model, plan.rule
     padding = f", {len(model.inert_kv_heads)} of them padding" if model.inert_kv_heads else ""
+    tail = f", and the last {rule.dense_tail_tokens} of a prompt" if rule.dense_tail_tokens else ""
     return [
         ("model", f"{model.architecture}, {model.num_layers} layers, {model.num_qo_heads} query heads, "
                   f"{model.num_kv_heads} KV heads{padding}, head_dim {model.head_dim}"),
@@ -117,7 +118,7 @@ def _plan_facts(plan: ServingPlan) -> list[tuple[str, str]]:
                     f"{plan.density:g}"),
         ("lengths", f"{', '.join(map(str, plan.lengths.tolist()))} tokens"),
         ("always kept", f"{rule.sink_pages} sink page(s), the diagonal, {rule.local_pages} page(s) before it; at least "
-                        f"{rule.floor_pages} pages; dense up to {rule.dense_below_tokens} tokens"),
+                        f"{rule.floor_pages} pages; dense up to {rule.dense_below_tokens} tokens{tail}"),
         ("order of heads", "changed by placement" if plan.permutes else "the model's own"),
     ]  # fmt: skip
 

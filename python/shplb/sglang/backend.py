@@ -127,11 +127,11 @@ class SparsePrefillMixin:
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         self.shplb_engine.run(q, keys, values, layer.layer_id, layer.scaling, out)
         if route.dense is not None:
-            rows = route.dense.rows.long()
+            rows = route.dense.rows
             part = super().forward_extend(  # type: ignore[misc]
                 q[rows].flatten(1), k[rows], v[rows], layer, route.dense.batch, False, **kwargs
             )
-            out.index_copy_(0, rows, part.view(-1, *out.shape[1:]))
+            out[rows] = part.view(-1, *out.shape[1:])
         return out.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
 

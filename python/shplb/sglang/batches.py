@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from shplb.sglang.parts import Parts
+
 
 @dataclass
 class DensePart:
-    """The requests of a step that the base backend runs."""
+    """The parts of a step that the base backend runs; rows: theirs of q, int64 where they are not one stretch."""
 
     batch: Any
-    rows: torch.Tensor  # int32, their rows of q
+    rows: slice | torch.Tensor
 
 
 @dataclass
@@ -32,21 +34,25 @@ def is_prefill(batch: Any) -> bool:
     )
 
 
-def sub_batch(batch: Any, chosen: list[int]) -> Any:
-    """An extend batch of the chosen requests alone, as far as attention backends read it."""
+def upload(columns: list[list[int]], device: torch.device) -> torch.Tensor:
+    """int64 [num_columns, n] on the device, without a wait for it."""
+    on_host = torch.tensor(columns, dtype=torch.int64)
+    return on_host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else on_host
+
+
+def sub_batch(batch: Any, parts: Parts) -> Any:
+    """An extend batch of these parts alone, as far as attention backends read it."""
     part = copy.copy(batch)
-    device = batch.seq_lens.device
-    indices = torch.tensor(chosen, dtype=torch.int64)
-    on_device = indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices
-    part.batch_size = len(chosen)
-    for name in ("req_pool_indices", "seq_lens", "extend_seq_lens", "extend_prefix_lens"):
-        setattr(part, name, getattr(batch, name)[on_device])
-    part.seq_lens_cpu = batch.seq_lens_cpu[indices]
-    part.seq_lens_sum = int(part.seq_lens_cpu.sum())
-    part.extend_prefix_lens_cpu = [batch.extend_prefix_lens_cpu[index] for index in chosen]
-    part.extend_seq_lens_cpu = [batch.extend_seq_lens_cpu[index] for index in chosen]
-    part.extend_num_tokens = sum(part.extend_seq_lens_cpu)
-    part.rids = [batch.rids[index] for index in chosen]
+    requests, prefix, new, ends = upload([parts.request, parts.prefix, parts.new, parts.ends], batch.seq_lens.device)
+    part.batch_size = len(parts.request)
+    part.req_pool_indices = batch.req_pool_indices[requests]
+    for name, values in (("seq_lens", ends), ("extend_seq_lens", new), ("extend_prefix_lens", prefix)):
+        setattr(part, name, values.to(getattr(batch, name).dtype))
+    part.seq_lens_cpu = torch.tensor(parts.ends, dtype=batch.seq_lens_cpu.dtype)
+    part.seq_lens_sum = sum(parts.ends)
+    part.extend_prefix_lens_cpu, part.extend_seq_lens_cpu = list(parts.prefix), list(parts.new)
+    part.extend_num_tokens = sum(parts.new)
+    part.rids = [batch.rids[request] for request in parts.request]
     # SGLang leaves the whole batch's output here; fa3 would write into it.
     part._attn_output = None
     return part

@@ -43,7 +43,10 @@ class StepBudgets:
         dense: True when every head keeps every page, so that the base backend can run the step.
     """
 
-    def __init__(self, table: BudgetTable, prefix_lens: list[int], new_lens: list[int]) -> None:
+    def __init__(
+        self, table: BudgetTable, prefix_lens: list[int], new_lens: list[int], stock: list[bool] | None = None
+    ) -> None:
+        """stock: per request, whether it keeps every page whatever its budgets."""
         rule: SparsityRule = table.rule
         self.blocks = cut_query_blocks(prefix_lens, new_lens, rule.query_block)
         ends = np.array([block.end_row for block in self.blocks], dtype=np.int64)
@@ -52,8 +55,9 @@ class StepBudgets:
         forced = np.array([rule.num_forced(block.first_row, block.end_row) for block in self.blocks], dtype=np.int32)
         self.keep = table.keep(self.visible, forced)
         # One new token is a decode step (of a mixed batch) or costs as little as one: dense, like all decoding.
-        single = [index for index, block in enumerate(self.blocks) if new_lens[block.request] == 1]
-        self.keep[:, :, single] = self.visible[single]
+        whole = [new == 1 or kept for new, kept in zip(new_lens, stock or [False] * len(new_lens), strict=True)]
+        dense = [index for index, block in enumerate(self.blocks) if whole[block.request]]
+        self.keep[:, :, dense] = self.visible[dense]
         self.dense = bool(np.all(self.keep == self.visible))
 
     def group_loads(self, plan: ServingPlan) -> np.ndarray:

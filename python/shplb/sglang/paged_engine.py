@@ -16,10 +16,11 @@ from shplb.kernels.shadow import kept_pages, pages_of_tokens
 from shplb.plan import ServingPlan
 from shplb.plan_planner import planner_of
 from shplb.planner import CostModel, StepPlanner
-from shplb.sglang.batches import DensePart, Route, sub_batch
+from shplb.sglang.batches import DensePart, Route, sub_batch, upload
 from shplb.sglang.dealt_counts import DealtCounts
 from shplb.sglang.metadata import QueryBlock, cut_query_blocks
 from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.parts import Parts, parts_of
 from shplb.sglang.shadow_check import ShadowCheck
 from shplb.sglang.step_monitor import StepMonitor
 from shplb.sglang.trace import StepTrace
@@ -69,32 +70,37 @@ class PagedEngine:
 
     def begin(self, batch: Any) -> Route | None:
         """Plan an extend batch; None: the base backend runs it."""
-        prefix, new = list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu)
         self._step = self._trace = None
         start = time.perf_counter_ns()
-        step = None
-        if min(new) > 0:  # SGLang can leave a chunk without a token in a mixed batch
-            step = self.prefill.begin_step(prefix, new, self.req_to_token, batch.req_pool_indices, batch.seq_lens)
-        speeds = self._monitor.begin_step(
-            prefix, new, None if step is None else step.plan, timed=step is not None and step.dense_rows is None
-        )
+        parts = parts_of(batch, self.plan.rule)
+        step = self._plan(batch, parts)
+        speeds = self._monitor.begin_step(parts.prefix, parts.new, None if step is None else step.plan)
         if speeds is not None:
             for planner in filter(None, (self.prefill.planner, self._contiguous)):
                 planner.set_rank_speeds(speeds)
         self._shadow.begin_step(step is not None)
         self._dealt.collect()
         STEP_COUNTERS.add_plan_ns(time.perf_counter_ns() - start)
-        self._lens, self._counted = (prefix, new), False
+        self._lens, self._counted = (parts.prefix, parts.new), False
         if step is None:
             self._count(None)
             return None
         self._step = step
         if self.trace_dir is not None:
-            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
+            rids = [batch.rids[request] for request in parts.request]
+            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, rids)
         if step.dense_rows is None:
             return Route()
-        dense = np.flatnonzero(step.plan.sparse == 0).tolist()
-        return Route(DensePart(sub_batch(batch, dense), step.dense_rows))
+        return Route(_dense_part(batch, parts, step))
+
+    def _plan(self, batch: Any, parts: Parts) -> PagedStep | None:
+        if min(parts.new) == 0 or all(parts.stock):  # SGLang can leave a chunk without a token in a mixed batch
+            return None
+        indices, seq_lens = batch.req_pool_indices, batch.seq_lens
+        if len(parts.request) > len(indices):
+            requests, seq_lens = upload([parts.request, parts.ends], indices.device)
+            indices = indices[requests]
+        return self.prefill.begin_step(parts.prefix, parts.new, self.req_to_token, indices, seq_lens, stock=parts.stock)
 
     def run(
         self, q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, layer: int, sm_scale: float,
@@ -186,3 +192,13 @@ class PagedEngine:
             self._trace.add(layer, [heads[local] for local in ours], block, kept, shown)
         if layer == self.plan.model.num_layers - 1:
             self._trace.write()
+
+
+def _dense_part(batch: Any, parts: Parts, step: PagedStep) -> DensePart:
+    """What of the step belongs to the base backend; one stretch of rows needs no copies."""
+    dense = np.flatnonzero(step.plan.sparse == 0)
+    ends = np.cumsum(parts.new)
+    first, end = int(ends[dense[0]]) - parts.new[dense[0]], int(ends[dense[-1]])
+    assert step.dense_rows is not None
+    rows = slice(first, end) if dense[-1] - dense[0] + 1 == len(dense) else step.dense_rows.long()
+    return DensePart(sub_batch(batch, parts.chosen(dense.tolist())), rows)

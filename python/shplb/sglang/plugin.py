@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``, and ``--shplb-policy``."""
+"""What goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``, ``--shplb-policy``, and how much
+of every prompt is still to come."""
 
 import argparse
 import os
 from importlib.metadata import entry_points
 from typing import Any
 
+from shplb.sglang.parts import INIT_TARGET, note_tokens_to_come
 from shplb.sglang.refusal import StartRefusedError
 
 _GROUP, _NAME = "sglang.srt.plugins", "shplb"
@@ -20,6 +22,7 @@ def register() -> None:
 
     HookRegistry.register(HOOK_TARGET, add_section, HookType.AFTER)
     HookRegistry.register(FLAG_TARGET, add_flag, HookType.AFTER)
+    HookRegistry.register(INIT_TARGET, note_tokens_to_come, HookType.AFTER)
 
 
 class PolicyFlag(argparse.Action):
@@ -79,8 +82,10 @@ def require_active() -> None:
     """SGLang's registry logs and swallows errors, so make sure that the hook is there; StartRefusedError if not."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    ours = any(hook is add_section for _, hook, *_ in HookRegistry._hooks.get(HOOK_TARGET, ()))
-    if HOOK_TARGET not in HookRegistry._patched or not ours:
+    for target, function in ((HOOK_TARGET, add_section), (INIT_TARGET, note_tokens_to_come)):
+        ours = any(hook is function for _, hook, *_ in HookRegistry._hooks.get(target, ()))
+        if target in HookRegistry._patched and ours:
+            continue
         raise StartRefusedError(
             "its plugin is not active in this process; reinstall shplb and let SGLANG_PLUGINS, if set, contain 'shplb'."
         )

@@ -39,13 +39,12 @@ class ProfilingMixin:
         self.shplb_blocks = []
         # Graph capture runs dummy batches, which have no request ids.
         if forward_batch.forward_mode.is_extend_without_speculative() and forward_batch.rids:
-            self.shplb_blocks = cut_query_blocks(
-                list(forward_batch.extend_prefix_lens_cpu),
-                list(forward_batch.extend_seq_lens_cpu),
-                self.shplb_recorder.request.rule.query_block,
-            )
+            prefix, new = list(forward_batch.extend_prefix_lens_cpu), list(forward_batch.extend_seq_lens_cpu)
+            self.shplb_blocks = cut_query_blocks(prefix, new, self.shplb_recorder.request.rule.query_block)
+            table = self.req_to_token_pool.req_to_token  # type: ignore[attr-defined]
+            ends = [cached + fresh for cached, fresh in zip(prefix, new, strict=True)]
             # Once per step: reading a request's place waits for the GPU.
-            self.shplb_slots = token_slots(self.req_to_token_pool.req_to_token, forward_batch)  # type: ignore[attr-defined]
+            self.shplb_slots = token_slots(table, forward_batch.req_pool_indices, ends)
 
     def forward_extend(
         self,

@@ -41,8 +41,8 @@ class StepMonitor:
         self._predicted: tuple[np.ndarray, np.ndarray | int] | None = None  # and the speeds it was predicted at
         self.sampling = False
 
-    def begin_step(self, prefix: list[int], new: list[int], plan: StepPlan | None, *, timed: bool) -> np.ndarray | None:
-        """Count a planned step; plan: None where it is dense; timed: all of its attention is ours.
+    def begin_step(self, prefix: list[int], new: list[int], plan: StepPlan | None) -> np.ndarray | None:
+        """Count a planned step; plan: None where it is dense.
 
         Returns:
             int64 ``[num_ranks]``, speeds for the planner from the next step on, where they have changed.
@@ -64,7 +64,7 @@ class StepMonitor:
             planned_at = self._speeds.values  # before the exchange changes them
         if due or self._planned % CHECK_EVERY == 0:
             changed = self._exchange()
-        if due and timed and plan is not None:
+        if due and plan is not None:
             self.sampling, self._predicted, self._events = True, (plan.rank_makespan_ns, planned_at), []
         return changed
 

@@ -13,10 +13,6 @@ def write_kv(pool: Any, layer: Any, slots: torch.Tensor, k: torch.Tensor, v: tor
     pool.set_kv_buffer(layer, KVWriteLoc(slots, None), k, v)
 
 
-def token_slots(req_to_token: torch.Tensor, forward_batch: Any) -> list[torch.Tensor]:
-    """Pool slots of every token of every request of an extend batch, prefix included."""
-    lens = zip(forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu, strict=True)
-    return [
-        req_to_token[request, : prefix + new].long()
-        for request, (prefix, new) in zip(forward_batch.req_pool_indices, lens, strict=True)
-    ]
+def token_slots(req_to_token: torch.Tensor, rows: torch.Tensor, ends: list[int]) -> list[torch.Tensor]:
+    """Pool slots of the first ``ends[i]`` tokens in row ``rows[i]`` of SGLang's table, int64 each."""
+    return [req_to_token[row, :end].long() for row, end in zip(rows, ends, strict=True)]

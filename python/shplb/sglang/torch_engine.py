@@ -12,6 +12,7 @@ from shplb.plan_planner import planner_of
 from shplb.sglang.batches import Route
 from shplb.sglang.metadata import QueryBlock, StepBudgets
 from shplb.sglang.metrics import STEP_COUNTERS
+from shplb.sglang.parts import parts_of
 from shplb.sglang.shadow_check import ShadowCheck
 from shplb.sglang.tokens import token_slots
 from shplb.sglang.torch_prefill import LayerShare, TorchPrefill
@@ -44,7 +45,8 @@ class TorchEngine:
 
     def begin(self, batch: Any) -> Route | None:
         """Plan an extend batch; None: the base backend runs it."""
-        step = StepBudgets(self.table, list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu))
+        parts = parts_of(batch, self.plan.rule)
+        step = StepBudgets(self.table, parts.prefix, parts.new, parts.stock)
         loads = step.group_loads(self.plan)
         dense = step.dense and not (self.forced and max(batch.extend_seq_lens_cpu) > 1)
         STEP_COUNTERS.add_step(
@@ -57,13 +59,15 @@ class TorchEngine:
         self._shadow.begin_step(not dense)
         if dense:
             return None
-        self._step, self._slots, self._trace = step, token_slots(self.req_to_token, batch), None
+        rows = batch.req_pool_indices[torch.tensor(parts.request, device=batch.req_pool_indices.device)]
+        self._step, self._slots, self._trace = step, token_slots(self.req_to_token, rows, parts.ends), None
         if self._planner is not None:
-            prefix, new = np.array(batch.extend_prefix_lens_cpu), np.array(batch.extend_seq_lens_cpu)
+            prefix, new = np.array(parts.prefix), np.array(parts.new)
             some = new > 0  # SGLang can leave a chunk without a token in a mixed batch
             self._owned = self._planner.predict(prefix[some], new[some], "sparse").owned_blocks
         if self.trace_dir is not None:
-            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, list(batch.rids))
+            rids = [batch.rids[request] for request in parts.request]
+            self._trace = StepTrace(self.trace_dir, self.rank, STEP_COUNTERS.sparse_steps, rids)
         return Route()
 
     def run(

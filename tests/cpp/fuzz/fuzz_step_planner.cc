@@ -69,9 +69,13 @@ void Run(Input* input) {
       for (auto& speed : speeds) speed = kLeastSpeed - 1 + input->Take<std::uint16_t>() % 515;
       Guard([&] { planner.SetRankSpeeds(speeds); });
     }
+    std::vector<std::uint8_t> stock(input->Bit() ? 0 : prefix.size() + (input->Bit() ? 0 : 1));
+    for (auto& mark : stock) mark = input->Bit();
     Guard([&] {
-      planner.Plan(prefix, fresh, mode, buffer, &plan);
+      planner.Plan(prefix, fresh, mode, buffer, &plan, stock);
       CheckPlan(plan, buffer, c);
+      for (std::size_t i = 0; i < stock.size(); ++i)
+        Expect(stock[i] == 0 || plan.sparse[i] == 0, "stock requests are not sparse");
     });
     Guard([&] {
       Lengths loads(static_cast<std::size_t>(c.num_layers * c.num_ranks));
