@@ -122,17 +122,8 @@ def describe(found: "Comparison", tokens: int) -> dict[str, Any]:
 def print_comparison(found: "Comparison", tokens: int, console: Console) -> None:
     """One row per candidate, and the recommendation."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("budgets", no_wrap=True)
-    for name in (
-        "asked",
-        "computed",
-        "text NLL\nover dense",
-        "95 %",
-        "answers\nright",
-        "lost",
-        "won",
-        "keeps\nquality",
-    ):
+    table.add_column("budgets")
+    for name in ("asked", "com-\nputed", "NLL over\ndense", "95 %", "right", "lost", "won", "keeps\nquality"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_row("dense", "", "1", "0", "", f"{found.dense_right} of {found.prompts}", "", "", "", end_section=True)
     for row in found.rows:
@@ -143,7 +134,7 @@ def print_comparison(found: "Comparison", tokens: int, console: Console) -> None
         )  # fmt: skip
     console.print(
         f"{tokens} tokens, {found.windows} windows of held-out text (dense {found.dense_nll:.4f} nats a token), "
-        f"{found.prompts} retrieval prompts", highlight=False,
+        f"right answers to {found.prompts} retrieval prompts", highlight=False,
     )  # fmt: skip
     console.print(table)
     made = found.recommendation
