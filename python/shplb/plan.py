@@ -22,7 +22,7 @@ from shplb.replicas import divide_replicas
 from shplb.sparsity import MOST_TOKENS, BudgetTable, SparsityRule, query_block_size
 
 KIND = "ServingPlan"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def _add_replicas(tensors: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
@@ -30,8 +30,14 @@ def _add_replicas(tensors: dict[str, np.ndarray], facts: dict[str, Any]) -> None
     facts["replicas"] = 0
 
 
+def _add_tail(tensors: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Version 2 knew none; an older shplb would serve a plan with one without it."""
+    if isinstance(rule := facts.get("rule"), dict):
+        rule["dense_tail_tokens"] = 0
+
+
 #: Version of an older file -> what makes the next version of it; see docs/files.md.
-MIGRATIONS: dict[int, Migration] = {1: _add_replicas}
+MIGRATIONS: dict[int, Migration] = {1: _add_replicas, 2: _add_tail}
 _HEADS = ("num_layers", "num_kv_heads")
 ARRAYS = {
     "lengths": ("int64", ("num_lengths",)),

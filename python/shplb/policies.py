@@ -120,19 +120,21 @@ class Policy(NamedTuple):
 
     @property
     def is_of_budgets_only(self) -> bool:
-        """Whether nothing but budgets tells it from the default."""
-        return (self.score, self.choice) == POLICIES[DEFAULT][1:3] and self.tail is None
+        """Whether nothing but budgets, and the length of dense tails, tells it from the default."""
+        return (self.score, self.choice) == POLICIES[DEFAULT][1:3]
 
     def rule(self, rule: SparsityRule) -> SparsityRule:
-        """``rule`` with this policy's score and choice."""
+        """``rule`` with this policy's score, choice and tail."""
         score = SCORES[self.score]
+        # Lines are those of the last queries that run sparse, so these must be the prompt's.
+        tail = 0 if self.choice == "vertical_slash" else self.tail
         return msgspec.structs.replace(
             rule,
             score=score.score,
             score_stride=score.stride,
             choice=CHOICES[self.choice].choice,
             coverage=self.coverage,
-            dense_tail_tokens=rule.dense_tail_tokens if self.tail is None else self.tail,
+            dense_tail_tokens=rule.dense_tail_tokens if tail is None else tail,
         )
 
 
@@ -184,6 +186,8 @@ def parse_policy(text: str) -> Policy:
         if value not in tables[key]:
             raise ValueError(f"{key} is '{value}', expected {' or '.join(tables[key])}")
         policy = policy._replace(score=value) if key == "score" else policy._replace(choice=value)
+    if policy.choice == "vertical_slash" and policy.tail:
+        raise ValueError(f"tail is {policy.tail}, expected 0 with choice vertical_slash, which needs the last queries")
     return policy
 
 

@@ -99,6 +99,7 @@ def test_promises_of_experiments() -> None:
     assert Environment().promises == ("time", "mass")
     assert Environment(path="sparse").promises == ("mass",)
     assert Environment(policy="quest").promises == ("time",)
+    assert Environment(policy="shplb,tail=64").promises == ("time", "mass")
 
 
 def test_feedback_needs_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,10 +126,10 @@ def test_top_p_keeps_the_fewest_pages_that_hold_the_coverage() -> None:
 
 
 def test_top_p_leaves_alone_what_is_not_its_own() -> None:
-    q, k = tensors(640, 1)
-    rule = rule_of("mean_pool", "top_p", 0.1)
-    assert [len(kept) for kept in RequestPages(rule, q, k, 640, SCALE).choose(640, 641, [11] * 4)[0]] == [11] * 4
     q, k = tensors(640, 64)
+    rule = rule_of("mean_pool", "top_p", 0.1)
+    whole = RequestPages(rule, q, k, 640, SCALE, whole=True).choose(640, 704, [11, 11, 0, 11])[0]
+    assert [len(kept) for kept in whole] == [11, 11, 0, 11]
     pages = RequestPages(rule, q, k, 640, SCALE).choose(640, 704, [11, 0, 11, 0])[0]
     assert [len(kept) > 0 for kept in pages] == [True, False, True, False]
 

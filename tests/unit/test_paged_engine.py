@@ -182,13 +182,15 @@ def test_mixed_batches_are_shared_with_the_base() -> None:
     assert not torch.any(torch.all(rest == 1, dim=1))
 
 
+@pytest.mark.parametrize("choice", ["top_k", "top_p"])
 @pytest.mark.parametrize(("prefix", "new"), [([0], [900]), ([640, 0, 1000], [333, 700, 60])])
-def test_tails_belong_to_the_base_and_hold_every_page(prefix: list[int], new: list[int]) -> None:
+def test_tails_belong_to_the_base_and_hold_every_page(prefix: list[int], new: list[int], choice: str) -> None:
     batch, table, k_pool, v_pool = make_batch(prefix, new, sum(new))
     q = torch.randn(sum(new), HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
     kv = torch.zeros(sum(new), KV_HEADS, DIM)
     plan = with_tail(make_plan(3, 192), 100)
-    batch.rids = RequestIds(batch.rids, [0] * len(new))
+    plan = msgspec.structs.replace(plan, rule=msgspec.structs.replace(plan.rule, choice=choice, coverage=0.5))
+    batch.rids = RequestIds(batch.rids, batch.seq_lens.tolist())
     ours = TorchEngine(plan, 0, 4096, table, None)
     assert ours.begin(batch) is not None
     expected = torch.full_like(q, float("nan"))
@@ -218,7 +220,7 @@ def test_earlier_chunks_of_a_prompt_have_no_tail() -> None:
     batch, table, *_ = make_batch([0], [900], 3)
     plan = with_tail(make_plan(3, 192), 100)
     for to_come, tail in ((5000, 0), (60, 132), (0, 132)):
-        batch.rids = RequestIds(batch.rids, [to_come])
+        batch.rids = RequestIds(batch.rids, [900 + to_come])
         route = paged_engine(table, SPARSE_IS_FREE, plan=plan).begin(batch)
         assert route is not None
         assert (0 if route.dense is None else route.dense.batch.extend_num_tokens) == tail

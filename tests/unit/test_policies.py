@@ -90,6 +90,10 @@ def test_policies_are_read_from_text() -> None:
     changed = parse_policy("xattention, score=antidiagonal_16,coverage=0.95")
     assert changed == Policy("uniform", "antidiagonal_16", "top_p", 0.95, tail=0)
     assert parse_policy("xattention,tail=256").rule(SparsityRule(query_block=128)).dense_tail_tokens == 256
+    tailed = msgspec.structs.replace(RULE, dense_tail_tokens=99)
+    for text, tail in (("shplb", 99), ("max_min", 99), ("shplb,tail=7", 7), ("flexprefill", 0), ("minference", 0),
+                       ("shplb,choice=vertical_slash", 0)):  # fmt: skip
+        assert parse_policy(text).rule(tailed).dense_tail_tokens == tail
     rule = changed.rule(RULE)
     assert (rule.score, rule.score_stride, rule.choice, rule.coverage) == ("antidiagonal", 16, "top_p", 0.95)
 
@@ -102,6 +106,7 @@ def test_policies_are_read_from_text() -> None:
         ("shplb,choice=all", "choice is 'all', expected top_k or"),
         ("shplb,coverage=2", "coverage is '2', expected a share"),
         ("shplb,coverage=x", "coverage is 'x', expected a share"),
+        ("minference,tail=64", "tail is 64, expected 0 with choice vertical_slash"),
         ("shplb,tail=-1", "tail is '-1', expected a number of tokens"),
         ("shplb,tau=0.9", "policy changes 'tau', expected score="),
     ],

@@ -4,6 +4,7 @@
 import argparse
 import os
 
+import msgspec
 import numpy as np
 import pytest
 from synthetic import make_serving_plan
@@ -56,9 +57,12 @@ def test_budgets_are_not_changed_by_a_name() -> None:
     plan = make_serving_plan()
     assert (plan.objective, plan.scope) == ("min_error", "model")
     for name in ("max_min", "min_error_layer", "balance_aware", "uniform", "dense"):
-        with pytest.raises(StartRefusedError, match=f"policy {name} differs from the default in its budgets"):
-            Environment(policy=name).apply(plan)
+        for policy in (name, f"{name},tail=64"):
+            with pytest.raises(StartRefusedError, match=f"policy {policy} differs from the default in its budgets"):
+                Environment(policy=policy).apply(plan)
     assert Environment(policy="min_error_residual").apply(plan).hash == plan.hash
+    tailed = Environment(policy="shplb,tail=64").apply(msgspec.structs.replace(plan, replicas=1))
+    assert (tailed.rule.dense_tail_tokens, tailed.replicas) == (64, 1)
     uniform = make_serving_plan(objective="uniform")
     assert Environment(policy="uniform").apply(uniform).hash == uniform.hash
     every_page = make_serving_plan(budgets=np.ones_like(plan.budgets))

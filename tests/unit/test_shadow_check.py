@@ -17,6 +17,7 @@ from shplb.kernels.shadow import shadow_rows
 from shplb.plan import ServingPlan
 from shplb.sglang.metrics import STEP_COUNTERS
 from shplb.sglang.paged_engine import PagedEngine
+from shplb.sglang.parts import RequestIds
 from shplb.sglang.shadow_check import ShadowCheck
 from shplb.sglang.shadow_means import ShadowMeans
 from shplb.sglang.step_monitor import StepMonitor
@@ -35,6 +36,7 @@ def shadowed_plan(recovery: float | None = None, **rule: Any) -> ServingPlan:
 def run_step(kind: type, plan: ServingPlan) -> dict[str, Any]:
     """The report after a checked step of two requests, collected when the next one begins."""
     batch, table, k_pool, v_pool = make_batch([320, 0], [133, 300], 5)
+    batch.rids = RequestIds(batch.rids, batch.seq_lens.tolist())
     q = torch.randn(433, HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
     STEP_COUNTERS.start(1)
     shadow = ShadowCheck(plan, 0, 1, lambda value: [value])
@@ -70,8 +72,9 @@ def test_rows_equal_dense_attention() -> None:
 
 
 @on_cpu
-def test_both_engines_find_the_same() -> None:
-    plan = shadowed_plan(0.5)
+@pytest.mark.parametrize("tail", [0, 20])  # with a tail, one block is left that loses anything
+def test_both_engines_find_the_same(tail: int) -> None:
+    plan = shadowed_plan(0.5, dense_tail_tokens=tail)
     torch_way, paged_way = (run_step(kind, plan) for kind in (TorchEngine, PagedEngine))
     assert torch_way["shadow_checks"] == paged_way["shadow_checks"] == 1
     for name in ("shadow_lost_mass", "shadow_output_error", "shadow_mass_drift"):

@@ -61,9 +61,12 @@ def latest_pages(first_row: int, end_row: int, keep: list[int], rule: SparsityRu
 class RequestPages:
     """Chooses the pages of one request's query blocks in one layer."""
 
-    def __init__(self, rule: SparsityRule, q: torch.Tensor, k: torch.Tensor, prefix: int, sm_scale: float) -> None:
+    def __init__(
+        self, rule: SparsityRule, q: torch.Tensor, k: torch.Tensor, prefix: int, sm_scale: float, *, whole: bool = False
+    ) -> None:
         """q: [num_new_tokens, num_qo_heads, head_dim], the first at position ``prefix``; k: [prefix + num_new_tokens,
-        num_kv_heads, head_dim]."""
+        num_kv_heads, head_dim]; whole: every page is kept, whatever the scores."""
+        self._whole = whole
         self._rule, self._q, self._prefix, self._sm_scale = rule, q, prefix, sm_scale
         self._lines = Lines(q, k, sm_scale) if rule.choice == "vertical_slash" else None
         scored = rule.choice in ("top_k", "top_p")
@@ -81,7 +84,7 @@ class RequestPages:
             return [kept.to(self._q.device) for kept in pages], empty
         scores = self._scores(first_row, end_row)
         order = rank_pages(scores, first_row, end_row, rule)
-        if rule.choice == "top_p" and len(self._q) > 1:  # one new token is as good as a decode step: all pages
+        if rule.choice == "top_p" and not self._whole:
             counts = covering_counts(scores, order, first_row, end_row, rule)
             keep = [count if planned else 0 for count, planned in zip(counts, keep, strict=True)]
         return select_pages(order, keep), scores

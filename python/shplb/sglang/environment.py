@@ -11,7 +11,7 @@ import msgspec
 
 from shplb.plan import ServingPlan
 from shplb.planner import CostModel
-from shplb.policies import BUDGETS, DEFAULT, parse_policy
+from shplb.policies import BUDGETS, DEFAULT, POLICIES, parse_policy
 from shplb.sglang.refusal import StartRefusedError
 
 PATH = "SHPLB_PATH"
@@ -75,7 +75,8 @@ class Environment(NamedTuple):
     def promises(self) -> tuple[str, ...]:
         """What ``Drift`` is to judge: costs at any price predict nothing, and the profile is of the default policy."""
         time = ("time",) if self.path != "sparse" else ()
-        return (*time, "mass") if self.policy in ("", DEFAULT) else time
+        ours = parse_policy(self.policy or DEFAULT)._replace(tail=None) == POLICIES[DEFAULT]
+        return (*time, "mass") if ours else time
 
     def apply(self, plan: ServingPlan) -> ServingPlan:
         """``plan`` with the score and choice of the policy, if one is set.

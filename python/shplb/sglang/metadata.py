@@ -40,6 +40,7 @@ class StepBudgets:
         blocks: query blocks in batch order.
         keep: int32 [num_layers, num_qo_heads, num_blocks], pages kept, heads in logical order.
         visible: int64 [num_blocks], pages that causality lets a block see.
+        whole: per request, whether every page is kept, whatever budgets or scores say.
         dense: True when every head keeps every page, so that the base backend can run the step.
     """
 
@@ -55,8 +56,8 @@ class StepBudgets:
         forced = np.array([rule.num_forced(block.first_row, block.end_row) for block in self.blocks], dtype=np.int32)
         self.keep = table.keep(self.visible, forced)
         # One new token is a decode step (of a mixed batch) or costs as little as one: dense, like all decoding.
-        whole = [new == 1 or kept for new, kept in zip(new_lens, stock or [False] * len(new_lens), strict=True)]
-        dense = [index for index, block in enumerate(self.blocks) if whole[block.request]]
+        self.whole = [new == 1 or kept for new, kept in zip(new_lens, stock or [False] * len(new_lens), strict=True)]
+        dense = [index for index, block in enumerate(self.blocks) if self.whole[block.request]]
         self.keep[:, :, dense] = self.visible[dense]
         self.dense = bool(np.all(self.keep == self.visible))
 

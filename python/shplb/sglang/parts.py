@@ -14,14 +14,14 @@ INIT_TARGET = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_ne
 
 
 class RequestIds(list[str]):
-    """``ForwardBatch.rids``, with the tokens of every prompt that later chunks bring.
+    """``ForwardBatch.rids``, with the tokens of every whole prompt, chunks to come included.
 
     SGLang's runners copy a batch field by field, so only a field's value comes through.
     """
 
-    def __init__(self, rids: list[str], tokens_to_come: list[int]) -> None:
+    def __init__(self, rids: list[str], prompt_lens: list[int]) -> None:
         super().__init__(rids)
-        self.tokens_to_come = tokens_to_come
+        self.prompt_lens = prompt_lens
 
 
 class Parts(NamedTuple):
@@ -60,15 +60,18 @@ class Parts(NamedTuple):
         self.stock.append(stock)
 
 
-def cut_parts(prefix_lens: list[int], new_lens: list[int], to_come: list[int], rule: SparsityRule) -> Parts:
+def cut_parts(prefix_lens: list[int], new_lens: list[int], prompt_lens: list[int], rule: SparsityRule) -> Parts:
     """Cut every request at the block where its tail begins.
 
-    prefix_lens, new_lens: cached and new tokens of every request; to_come: tokens of its prompt in later chunks.
+    prefix_lens, new_lens: cached and new tokens of every request; prompt_lens: tokens of its prompt. What is behind the
+    prompt was generated before a retraction, and belongs to the tail: it was dense the first time.
     """
+    if rule.dense_tail_tokens == 0:
+        return _uncut(prefix_lens, new_lens)
     parts = Parts([], [], [], [])
-    for request, (prefix, new, later) in enumerate(zip(prefix_lens, new_lens, to_come, strict=True)):
+    for request, (prefix, new, prompt) in enumerate(zip(prefix_lens, new_lens, prompt_lens, strict=True)):
         end = prefix + new
-        start = min(max(rule.tail_start(end + later), prefix), end)
+        start = min(max(rule.tail_start(prompt), prefix), end)
         if start > prefix or start == end:
             parts._add(request, prefix, start - prefix, False)
         if start < end:
@@ -76,19 +79,20 @@ def cut_parts(prefix_lens: list[int], new_lens: list[int], to_come: list[int], r
     return parts
 
 
-def note_tokens_to_come(result: Any, cls: type, batch: Any, model_runner: Any) -> None:
+def _uncut(prefix_lens: list[int], new_lens: list[int]) -> Parts:
+    return Parts(list(range(len(new_lens))), prefix_lens, new_lens, [False] * len(new_lens))
+
+
+def note_prompt_lens(result: Any, cls: type, batch: Any, model_runner: Any) -> None:
     """AFTER hook of ``ForwardBatch.init_new``: only the scheduler's requests know how long their prompts are."""
     enabled = getattr(model_runner.server_args, "enable_shplb", False)
     if enabled and batch.forward_mode.is_extend() and batch.reqs:
-        lens = zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)
-        # What was generated before a retraction is prefilled again as part of the prompt.
-        whole = [(len(req.origin_input_ids) + len(req.output_ids), prefix + new) for req, prefix, new in lens]
-        result.rids = RequestIds(result.rids, [max(length - end, 0) for length, end in whole])
+        result.rids = RequestIds(result.rids, [len(request.origin_input_ids) for request in batch.reqs])
 
 
 def parts_of(batch: Any, rule: SparsityRule) -> Parts:
     """Parts of an extend batch; without tails where it is not the scheduler's own."""
     prefix, new = list(batch.extend_prefix_lens_cpu), list(batch.extend_seq_lens_cpu)
     if isinstance(batch.rids, RequestIds):
-        return cut_parts(prefix, new, batch.rids.tokens_to_come, rule)
-    return Parts(list(range(len(new))), prefix, new, [False] * len(new))
+        return cut_parts(prefix, new, batch.rids.prompt_lens, rule)
+    return _uncut(prefix, new)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``, ``--shplb-policy``, and how much
-of every prompt is still to come."""
+"""What goes through SGLang's plugin registry: a ``shplb`` section in ``/server_info``, ``--shplb-policy``, and how long
+every prompt is."""
 
 import argparse
 import os
 from importlib.metadata import entry_points
 from typing import Any
 
-from shplb.sglang.parts import INIT_TARGET, note_tokens_to_come
+from shplb.sglang.parts import INIT_TARGET, note_prompt_lens
 from shplb.sglang.refusal import StartRefusedError
 
 _GROUP, _NAME = "sglang.srt.plugins", "shplb"
@@ -22,7 +22,7 @@ def register() -> None:
 
     HookRegistry.register(HOOK_TARGET, add_section, HookType.AFTER)
     HookRegistry.register(FLAG_TARGET, add_flag, HookType.AFTER)
-    HookRegistry.register(INIT_TARGET, note_tokens_to_come, HookType.AFTER)
+    HookRegistry.register(INIT_TARGET, note_prompt_lens, HookType.AFTER)
 
 
 class PolicyFlag(argparse.Action):
@@ -53,7 +53,7 @@ def add_flag(result: Any, parser: argparse.ArgumentParser) -> None:
         "--shplb-policy",
         action=PolicyFlag,
         default=argparse.SUPPRESS,
-        metavar="NAME[,score=...,choice=...,coverage=...]",
+        metavar="NAME[,score=...,choice=...,coverage=...,tail=...]",
         help=f"How S-HPLB scores and chooses pages: {DEFAULT}, or experimental, to be compared with: "
         f"{', '.join(name for name in POLICIES if name != DEFAULT)}.",
     )
@@ -82,7 +82,7 @@ def require_active() -> None:
     """SGLang's registry logs and swallows errors, so make sure that the hook is there; StartRefusedError if not."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    for target, function in ((HOOK_TARGET, add_section), (INIT_TARGET, note_tokens_to_come)):
+    for target, function in ((HOOK_TARGET, add_section), (INIT_TARGET, note_prompt_lens)):
         ours = any(hook is function for _, hook, *_ in HookRegistry._hooks.get(target, ()))
         if target in HookRegistry._patched and ours:
             continue

@@ -110,9 +110,10 @@ class TorchEngine:
         out: torch.Tensor, lists: dict[QueryBlock, list[torch.Tensor]],
     ) -> None:  # fmt: skip
         assert self._step is not None
-        chosen = self._shadow.choose(layer, self._step.blocks)
+        sparse = [block for block in self._step.blocks if not self._step.whole[block.request]]
+        chosen = self._shadow.choose(layer, sparse)
         if chosen is not None:
-            block = self._step.blocks[chosen.block]
+            block = sparse[chosen.block]
             rows = slice(block.offset, block.offset + block.end_row - block.first_row)
             slots = self._slots[block.request][: block.end_row]
             kept = torch.zeros((len(lists[block]), num_pages(block.end_row)), dtype=torch.bool)

@@ -70,7 +70,7 @@ class TorchPrefill:
                 continue
             first, last = mine[0][1], mine[-1][1]
             new = q[first.offset : last.offset + last.end_row - last.first_row]
-            chooser = RequestPages(self.rule, new, k, first.first_row, sm_scale)
+            chooser = RequestPages(self.rule, new, k, first.first_row, sm_scale, whole=step.whole[request])
             for index, block in mine:
                 rows = slice(block.offset, block.offset + block.end_row - block.first_row)
                 keep = step.keep[layer, heads, index].tolist()
