@@ -47,7 +47,7 @@ class PluggedModel:
         """[tokens, vocabulary], under sparse attention if there is a plan."""
         self.plan = plan
         if plan is not None:
-            self.parts = cut_parts([0], [len(token_ids)], [0], plan.rule)
+            self.parts = cut_parts([0], [len(token_ids)], [len(token_ids)], plan.rule)
             self.step = StepBudgets(plan.budget_table(self.tokens), self.parts.prefix, self.parts.new, self.parts.stock)
             self.prefill = TorchPrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
         with torch.inference_mode():
