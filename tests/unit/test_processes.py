@@ -112,8 +112,9 @@ def test_second_interrupt_during_the_grace_period_kills_at_once(
 
 
 PARENT = textwrap.dedent("""
-    import sys, time
+    import signal, sys, time
     from shplb.processes import ManagedProcess
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with ManagedProcess(sys.argv[1:], log=None):
         time.sleep(300)
 """)
