@@ -213,14 +213,14 @@ def plan_files(args: argparse.Namespace) -> dict[str, Path | None]:
         )  # fmt: skip
     else:
         placed = ServingPlan.load(args.plan)
+    make = {
+        "shplb": lambda: placed,
+        "shplb-contiguous": lambda: unplaced(placed),
+        "shplb-replicas": lambda: replicated(placed, args.replicas),
+        "shplb-no-tail": lambda: without_tail(placed),
+    }
     for variant in sparse:
         files[variant] = path = args.work / f"{variant}.plan.safetensors"
-        make = {
-            "shplb": lambda: placed,
-            "shplb-contiguous": lambda: unplaced(placed),
-            "shplb-replicas": lambda: replicated(placed, args.replicas),
-            "shplb-no-tail": lambda: without_tail(placed),
-        }
         make[variant]().save(path)
     return files
 

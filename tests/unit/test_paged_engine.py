@@ -62,10 +62,6 @@ SPARSE_IS_FREE = CostModel(
 )
 
 
-def with_tail(plan: ServingPlan, tokens: int) -> ServingPlan:
-    return msgspec.structs.replace(plan, rule=msgspec.structs.replace(plan.rule, dense_tail_tokens=tokens))
-
-
 def engine_of(kind: type, table: torch.Tensor, folder: Path | None = None) -> Any:
     if kind is TorchEngine:
         return TorchEngine(make_plan(3, 192), 0, 4096, table, folder)
@@ -188,8 +184,7 @@ def test_tails_belong_to_the_base_and_hold_every_page(prefix: list[int], new: li
     batch, table, k_pool, v_pool = make_batch(prefix, new, sum(new))
     q = torch.randn(sum(new), HEADS, DIM, generator=torch.Generator().manual_seed(1)) * 2
     kv = torch.zeros(sum(new), KV_HEADS, DIM)
-    plan = with_tail(make_plan(3, 192), 100)
-    plan = msgspec.structs.replace(plan, rule=msgspec.structs.replace(plan.rule, choice=choice, coverage=0.5))
+    plan = make_plan(3, 192, dense_tail_tokens=100, choice=choice, coverage=0.5)
     batch.rids = RequestIds(batch.rids, batch.seq_lens.tolist())
     ours = TorchEngine(plan, 0, 4096, table, None)
     assert ours.begin(batch) is not None
@@ -218,7 +213,7 @@ def test_tails_belong_to_the_base_and_hold_every_page(prefix: list[int], new: li
 
 def test_earlier_chunks_of_a_prompt_have_no_tail() -> None:
     batch, table, *_ = make_batch([0], [900], 3)
-    plan = with_tail(make_plan(3, 192), 100)
+    plan = make_plan(3, 192, dense_tail_tokens=100)
     for to_come, tail in ((5000, 0), (60, 132), (0, 132)):
         batch.rids = RequestIds(batch.rids, [900 + to_come])
         route = paged_engine(table, SPARSE_IS_FREE, plan=plan).begin(batch)
@@ -268,11 +263,8 @@ def test_sub_batch_leaves_the_batch_alone() -> None:
     part = sub_batch(batch, Parts([1], [70], [14], [True]))
     assert (part.batch_size, part.extend_num_tokens, part.seq_lens_sum, part.rids) == (1, 14, 84, ["r1"])
     assert (part.extend_prefix_lens_cpu, part.extend_seq_lens_cpu) == ([70], [14])
-    assert [part.extend_prefix_lens.tolist(), part.extend_seq_lens.tolist(), part.seq_lens.tolist()] == [
-        [70],
-        [14],
-        [84],
-    ]
+    on_device = part.extend_prefix_lens, part.extend_seq_lens, part.seq_lens
+    assert [lens.tolist() for lens in on_device] == [[70], [14], [84]]
     assert part._attn_output is None
     assert (batch.batch_size, batch._attn_output, batch.extend_seq_lens_cpu) == (2, "whole", [10, 20])
 

@@ -28,8 +28,7 @@ SCALE = DIM**-0.5
 
 
 def shadowed_plan(recovery: float | None = None, **rule: Any) -> ServingPlan:
-    plan = make_plan(3, 192)
-    plan = msgspec.structs.replace(plan, rule=msgspec.structs.replace(plan.rule, **rule))
+    plan = make_plan(3, 192, **rule)
     return plan if recovery is None else msgspec.structs.replace(plan, recovery=np.full(plan.budgets.shape, recovery))
 
 

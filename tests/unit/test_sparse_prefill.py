@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse prefill equals its definition: random budgets, ragged lengths, prefixes, batches, a scattered pool."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ LAYERS, KV_HEADS, GROUP, DIM = 2, 2, 3, 64
 HEADS = KV_HEADS * GROUP
 
 
-def make_plan(seed: int, query_block: int, **rule: int) -> ServingPlan:
+def make_plan(seed: int, query_block: int, **rule: Any) -> ServingPlan:
     rng = np.random.default_rng(seed)
     order = np.stack([rng.permutation(KV_HEADS) for _ in range(LAYERS)]).astype(np.int32)
     return ServingPlan(
