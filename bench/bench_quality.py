@@ -110,8 +110,10 @@ class Run:
         for variant in self.args.variants:
             own = self.samples.get((tokens, variant.name))
             waited = name == DENSE and not sample.ttft_ms
-            if own is not None and (waited or name == variant.name):
-                self.rows[tokens, variant.name] = row_of(variant, self.plans.get(variant.name), tokens, own, dense)
+            if own is not None and (waited or name in (variant.name, variant.twin)):
+                plan, twin = self.plans.get(variant.name), self.samples.get((tokens, variant.twin))
+                twin = twin if variant.tp_size > 1 else None
+                self.rows[tokens, variant.name] = row_of(variant, plan, tokens, own, dense, twin)
         self.write()
 
     def result(self) -> dict[str, Any]:

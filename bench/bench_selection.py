@@ -27,6 +27,7 @@ from shplb.plan import ServingPlan
 from shplb.policies import BUDGETS, DEFAULT, POLICIES, SCORES, parse_policy
 from shplb.profile import HeadProfile
 from shplb.quality.candidates import computed_density
+from shplb.sglang.cpu import detect_device
 from shplb.sparsity import SparsityRule
 from shplb.texts import held_out_documents
 
@@ -83,7 +84,7 @@ def main() -> None:
     args = arguments()
     tokenizer, profile = AutoTokenizer.from_pretrained(args.model_path), HeadProfile.load(args.profile)
     plan = plan_at(profile, BUDGETS[POLICIES[DEFAULT].budgets], args.density, args.tokens)
-    model = SelectionProbe(args.model_path, args.tokens, plan.rule)
+    model = SelectionProbe(args.model_path, args.tokens, plan.rule, detect_device())
     texts = held_out_documents(args.tokens, tokenizer, domains=TEXT_DOMAINS, limit=args.texts, seed=args.seed)
     rules, found = rules_of(plan, args.scores), Findings({}, {}, np.zeros(()))
     for index, text in enumerate(texts):

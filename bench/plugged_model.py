@@ -25,15 +25,14 @@ from shplb.sparsity import SparsityRule, query_block_size
 class PluggedModel:
     """A causal model whose prefill attention is dense, recorded, or sparse under a plan."""
 
-    def __init__(self, model_dir: Path, tokens: int, rule: SparsityRule | None = None) -> None:
+    def __init__(self, model_dir: Path, tokens: int, rule: SparsityRule | None = None, device: str = "cpu") -> None:
         """rule: by default that of serving, on contexts above 256 tokens."""
         AttentionInterface.register("shplb", self._attend)
-        self.folder, self.tokens = model_dir, tokens
+        self.folder, self.tokens, self.device = model_dir, tokens, torch.device(device)
         self.shape = ModelShape.from_config(read_config(model_dir))
         self.rule = rule or SparsityRule(query_block_size(self.shape.head_dim), dense_below_tokens=256)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.float32, attn_implementation="shplb"
-        ).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="shplb")
+        self.model = self.model.to(device).eval()
         self.request = ProfileRequest(documents=(), lengths=(tokens // 2, tokens), rule=self.rule)
         self.plan: ServingPlan | None = None
         self.sees: Callable[..., None] | None = None
@@ -41,7 +40,8 @@ class PluggedModel:
     def nll(self, token_ids: list[int], plan: ServingPlan | None) -> np.ndarray:
         """NLL of every token but the first, under sparse attention if there is a plan."""
         logits, labels = self.logits(token_ids, plan)[:-1], torch.tensor(token_ids[1:])
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().numpy()
+        labels = labels.to(logits.device)
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().cpu().numpy()
 
     def logits(self, token_ids: list[int], plan: ServingPlan | None) -> torch.Tensor:
         """[tokens, vocabulary], under sparse attention if there is a plan."""
@@ -51,7 +51,7 @@ class PluggedModel:
             self.step = StepBudgets(plan.budget_table(self.tokens), self.parts.prefix, self.parts.new, self.parts.stock)
             self.prefill = TorchPrefill(plan.rule, [list(range(self.shape.num_qo_heads))] * self.shape.num_layers)
         with torch.inference_mode():
-            logits = self.model(torch.tensor([token_ids])).logits[0]
+            logits = self.model(torch.tensor([token_ids], device=self.device)).logits[0]
         self.plan = None
         return logits
 
@@ -99,7 +99,7 @@ class PluggedModel:
         q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # [tokens, heads, head_dim]
         layer = module.layer_idx
         if self.plan is not None:
-            slots = [torch.arange(end) for end in self.parts.ends]
+            slots = [torch.arange(end, device=q.device) for end in self.parts.ends]
             return self.prefill.run(q, k, v, slots, self.step, layer, scaling, None)[None], None
         if self.sees is not None:
             self.sees(module, layer, q, k, v, scaling)

@@ -78,7 +78,7 @@ class SelectionProbe(PluggedModel):
                 self._found.recovered[name][layer] += recovered
                 self._found.error[name][layer] += error
             whole = partial.sum(dim=2)
-            self._found.norm[layer] += torch.einsum("hrd,hde,hre->h", whole, gram, whole).double().numpy()
+            self._found.norm[layer] += torch.einsum("hrd,hde,hre->h", whole, gram, whole).double().cpu().numpy()
             self._found.rows += len(rows) if layer == 0 else 0
 
     def _partials(
@@ -86,6 +86,7 @@ class SelectionProbe(PluggedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(mass, partial outputs) with heads in one axis."""
         groups, end = k.shape[1], block.end_row
+        rows = rows.to(q.device)
         queries = q[rows].transpose(0, 1).reshape(groups, -1, len(rows), q.shape[-1])
         mass, partial = page_partials(queries, k[:end].transpose(0, 1), v[:end].transpose(0, 1), rows, scaling)
         return mass.flatten(0, 1), partial.flatten(0, 1)
@@ -98,4 +99,4 @@ def _at(
     counts = sorted(set(keep))
     recovered, error = block_curves(mass, partial, order, counts, gram)
     heads, points = np.arange(len(keep)), [counts.index(count) for count in keep]
-    return recovered.numpy()[heads, points], error.numpy()[heads, points]
+    return recovered.cpu().numpy()[heads, points], error.cpu().numpy()[heads, points]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a generator makes, and how it is fitted to a number of tokens."""
 
+import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -51,6 +53,18 @@ class Place(msgspec.Struct, frozen=True):
     def depth(self, rng: random.Random) -> float:
         """A depth in [0, 1): jittered inside this example's share of the text."""
         return (self.index + rng.random()) / self.count
+
+
+def places_of(count: int) -> list[Place]:
+    return [Place(index, count) for index in range(count)]
+
+
+def at_once[Made](make: Callable[[Place], Made], places: list[Place]) -> list[Made]:
+    """What ``make`` makes of every place, in their order. In threads: tokenizers, which take most of the time, let
+    others run.
+    """
+    with ThreadPoolExecutor(min(len(places), os.cpu_count() or 1)) as pool:
+        return list(pool.map(make, places))
 
 
 #: A message of a size; always the same one for equal arguments, longer for larger sizes.

@@ -59,7 +59,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants", nargs="+",
         help="dense, BUDGETS@DENSITY, POLICY@DENSITY (with its own budgets), BUDGETS+POLICY@DENSITY; computed "
-        "densities, which hold at the longest length",
+        "densities, which hold at the longest length; with :tp2 after it, on two ranks",
     )  # fmt: skip
     parser.add_argument("--tasks", help=f"some of {','.join(NAMES)}")
     parser.add_argument("--prompts", type=int, help="per task, length and server")

@@ -21,8 +21,8 @@ _CHUNK_TOKENS = {"cuda": 8192, "cpu": 1536}
 
 
 class ServerSettings(msgspec.Struct, frozen=True):
-    """What all servers of a run share. options: come last and so win. gpus: over which servers are dealt in turn.
-    pool_tokens: of every KV pool.
+    """What all servers of a run share. options: come last and so win. gpus: over which servers of one rank are dealt
+    in turn; those of several take the first ones. pool_tokens: of every KV pool.
     """
 
     model_path: Path
@@ -39,7 +39,7 @@ class ServerSettings(msgspec.Struct, frozen=True):
         options += ["--chunked-prefill-size", str(_CHUNK_TOKENS[self.device])]
         if self.device == "cpu":
             options += ["--dtype", "float32"]
-        elif self.gpus > 1:
+        elif self.gpus > 1 and variant.tp_size == 1:
             options += ["--base-gpu-id", str(index % self.gpus)]
         env = {}
         if variant.is_stock:
@@ -49,7 +49,8 @@ class ServerSettings(msgspec.Struct, frozen=True):
             options += ["--shplb-policy", variant.policy] if variant.policy else []
             env = {PATH: "sparse"}
         log = self.work / f"{variant.name}.log"
-        return Server(self.model_path, log, device=self.device, options=[*options, *self.options], env=env)
+        options += self.options
+        return Server(self.model_path, log, tp_size=variant.tp_size, device=self.device, options=options, env=env)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,12 @@ from shplb.plan import ServingPlan
 from shplb.quality.candidates import computed_density
 
 
-def row_of(variant: Variant, plan: ServingPlan | None, tokens: int, sample: Sample, dense: Sample) -> dict[str, Any]:
-    """Scores, differences to ``dense`` with their intervals, density, time and verdict."""
+def row_of(
+    variant: Variant, plan: ServingPlan | None, tokens: int, sample: Sample, dense: Sample, twin: Sample | None = None
+) -> dict[str, Any]:
+    """Scores, differences to ``dense`` with their intervals, density, time and verdict; of several ranks also those to
+    ``twin``, the same on one.
+    """
     counted = counted_tasks(dense.scores)
     row: dict[str, Any] = {
         "name": variant.name,
@@ -51,7 +55,23 @@ def row_of(variant: Variant, plan: ServingPlan | None, tokens: int, sample: Samp
         row["mean_delta"] = plain(differences.mean)
         row["worst_delta"] = plain(differences.worst) | {"task": differences.worst_task}
         row["task_deltas"] = {task: plain(each) for task, each in differences.tasks.items()}
+    if twin is not None:
+        row |= over_twin(sample, twin, counted)
     return row
+
+
+def over_twin(sample: Sample, twin: Sample, counted: list[str]) -> dict[str, Any]:
+    """Differences to the same variant on one rank, and the share of replies that are the same to the letter."""
+    replies = [(reply, other) for task in sample.replies for reply, other in
+               zip(sample.replies[task], twin.replies[task], strict=True)]  # fmt: skip
+    found = {
+        "nll_over_one_rank_percent": plain(nll_difference(sample.nll, twin.nll)[1]),
+        "same_replies": round(float(np.mean([reply == other for reply, other in replies])), 4) if replies else None,
+    }
+    if counted:
+        scores = ({task: each.scores[task] for task in counted} for each in (sample, twin))
+        found["mean_over_one_rank"] = plain(task_differences(*scores).mean)
+    return found
 
 
 def plain(interval: Interval) -> dict[str, float]:

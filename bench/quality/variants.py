@@ -13,6 +13,7 @@ from shplb.quality.candidates import computed_density
 
 DENSE = "dense"
 _BISECTIONS = 30
+_RANKS = ":tp"
 
 
 class VariantError(UserError):
@@ -23,13 +24,19 @@ class Variant(msgspec.Struct, frozen=True):
     """One server of the comparison.
 
     budgets: a name of BUDGETS. policy: a name for the server's --shplb-policy, "" for its default. density: computed
-    share of the causal blocks, 1.0 of the stock server.
+    share of the causal blocks, 1.0 of the stock server. tp_size: ranks.
     """
 
     name: str
     density: float = 1.0
     budgets: str = POLICIES[DEFAULT].budgets
     policy: str = ""
+    tp_size: int = 1
+
+    @property
+    def twin(self) -> str:
+        """Name of the same variant on one rank."""
+        return self.name.partition(_RANKS)[0]
 
     @property
     def is_stock(self) -> bool:
@@ -37,19 +44,23 @@ class Variant(msgspec.Struct, frozen=True):
 
 
 def parse_variant(text: str) -> Variant:
-    """ "dense", "BUDGETS@0.1", "POLICY@0.1" with the policy's own budgets, or "BUDGETS+POLICY@0.1".
+    """ "dense", "BUDGETS@0.1", "POLICY@0.1" with the policy's own budgets, or "BUDGETS+POLICY@0.1"; on three ranks
+    with ":tp3" after it.
 
     Raises VariantError in one sentence for anything else.
     """
     if text == DENSE:
         return Variant(DENSE)
-    what, _, density = text.rpartition("@")
+    name, colon, ranks = text.partition(_RANKS)
+    what, _, density = name.rpartition("@")
     try:
-        value = float(density)
+        value, tp_size = float(density), int(ranks) if colon else 1
     except ValueError:
-        value = 0.0
-    if not what or not 0.0 < value <= 1.0:
-        raise VariantError(f"--variants holds {text}, expected dense or NAME@DENSITY such as min_error@0.1.")
+        value = tp_size = 0
+    if not what or not 0.0 < value <= 1.0 or tp_size < 1:
+        raise VariantError(
+            f"--variants holds {text}, expected dense, NAME@DENSITY such as min_error@0.1, or that with :tp2 after it."
+        )
     budgets, _, policy = what.partition("+")
     if budgets not in BUDGETS:
         budgets, policy = "", what
@@ -57,12 +68,12 @@ def parse_variant(text: str) -> Variant:
         own = parse_policy(policy).budgets if policy else ""
     except ValueError as error:
         raise VariantError(f"--variants holds {text}, but its {error}, or budgets of {', '.join(BUDGETS)}.") from None
-    return Variant(text, value, budgets or own, policy)
+    return Variant(text, value, budgets or own, policy, tp_size)
 
 
-def plan_at(profile: HeadProfile, budgets: Budgets, computed: float, tokens: int) -> ServingPlan:
+def plan_at(profile: HeadProfile, budgets: Budgets, computed: float, tokens: int, tp_size: int = 1) -> ServingPlan:
     """The plan whose *computed* density on a prompt of ``tokens`` tokens is ``computed``, by bisection."""
-    maker = budgets.maker(profile, 1)
+    maker = budgets.maker(profile, tp_size)
     if computed >= 1.0 or budgets.dense:
         return maker.plan(1.0)
     low, high = 1e-3, 1.0
@@ -75,7 +86,9 @@ def plan_at(profile: HeadProfile, budgets: Budgets, computed: float, tokens: int
 
 def save_plans(variants: list[Variant], profile: HeadProfile, tokens: int, folder: Path) -> dict[str, ServingPlan]:
     """Plans of all variants but stock, by name, each in a file of :func:`plan_path`; densities hold at ``tokens``."""
-    plans = {v.name: plan_at(profile, BUDGETS[v.budgets], v.density, tokens) for v in variants if not v.is_stock}
+    plans = {
+        v.name: plan_at(profile, BUDGETS[v.budgets], v.density, tokens, v.tp_size) for v in variants if not v.is_stock
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for name, plan in plans.items():
         plan.save(plan_path(folder, name))

@@ -11,17 +11,16 @@ import quality_chart
 import quality_tables
 from long_tasks import Materials
 from quality.arguments import arguments
-from quality.fleet import ServerSettings, sample_all
+from quality.fleet import sample_all
 from quality.regression import regressions, unlike_stock
 from quality.rows import chosen_densities, row_of, table_of
 from quality.sampling import Sample, take_sample, time_prompts
-from quality.variants import Variant, VariantError, parse_variant, plan_at, save_plans
+from quality.variants import Variant, parse_variant, plan_at
 from quality.workload import MULTI_TURN, Amounts, Workload, make_workload
 from synthetic import is_one_sentence, make_profile, make_serving_plan
 from test_long_tasks import words
 
 from shplb.policies import BUDGETS
-from shplb.quality.candidates import computed_density
 from shplb.quality.measurement import WINDOW
 
 TOKENS = 1024
@@ -70,30 +69,6 @@ class FakeServer:
         calls = len(self.bodies)
         pages = {"computed_row_pages": 30 * calls, "causal_row_pages": 100 * calls}
         return {"sparse_steps": calls, "dense_steps": 0} | pages
-
-
-def test_variants() -> None:
-    assert parse_variant("dense").is_stock
-    assert parse_variant("max_min_layer@0.25") == Variant("max_min_layer@0.25", 0.25, "max_min_layer")
-    assert parse_variant("min_error+quest@0.1") == Variant("min_error+quest@0.1", 0.1, "min_error", "quest")
-    assert parse_variant("quest@0.1") == Variant("quest@0.1", 0.1, "uniform", "quest")
-    changed = "shplb,score=antidiagonal_16"
-    assert parse_variant(f"{changed}@0.1") == Variant(f"{changed}@0.1", 0.1, "min_error", changed)
-    for wrong in ("min_error", "min_error@0", "min_error@1.5", "@0.1", "uniform@x"):
-        with pytest.raises(VariantError) as caught:
-            parse_variant(wrong)
-        assert is_one_sentence(caught.value)
-
-
-def test_plans_have_the_asked_computed_density(tmp_path: Path) -> None:
-    profile = make_profile()
-    variants = [parse_variant(name) for name in ("dense", "uniform@0.6", "min_error@0.6", "max_min_layer@0.6")]
-    plans = save_plans(variants, profile, 8192, tmp_path)
-    assert set(plans) == {path.name.removesuffix(".plan.safetensors") for path in tmp_path.iterdir()}
-    for plan in plans.values():
-        assert computed_density(plan, 8192) == pytest.approx(0.6, rel=0.02)
-    assert plans["max_min_layer@0.6"].scope == "layer"
-    assert computed_density(plan_at(profile, BUDGETS["min_error"], 1.0, 8192), 8192) == 1.0
 
 
 def test_workload(workload: Workload) -> None:
@@ -166,6 +141,17 @@ def test_rows_and_choice(result: dict[str, Any]) -> None:
     assert len({len(line) for line in table}) == 1
 
 
+def test_several_ranks_are_compared_with_one() -> None:
+    dense, twin, own = sample_of(1.0, 2.0), sample_of(1.0, 2.01, 0.3), sample_of(0.99, 2.02, 0.3)
+    twin.replies, own.replies = {"a": ["x", "y"]}, {"a": ["x", "z"]}
+    row = row_of(parse_variant("min_error@0.3:tp2"), make_serving_plan(), 4096, own, dense, twin)
+    assert row["same_replies"] == 0.5
+    assert row["mean_over_one_rank"]["value"] == pytest.approx(-1.0)
+    assert row["nll_over_one_rank_percent"]["value"] == pytest.approx(100 * (2.02 / 2.01 - 1), abs=1e-5)
+    assert row["mean_delta"]["value"] == pytest.approx(-1.0)
+    assert "same_replies" not in row_of(parse_variant("min_error@0.3"), make_serving_plan(), 4096, twin, dense)
+
+
 def test_readme_table_and_chart_of_a_result(result: dict[str, Any]) -> None:
     table = quality_tables.quality_table(result).splitlines()
     assert table[2].startswith("| 4096 tokens: dense (stock SGLang) | 1 | scores 100.0 in 2 of 3 tasks |")
@@ -224,26 +210,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit):
             arguments("", wrong)
         assert wrong[1] in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_servers_of_variants(tmp_path: Path) -> None:
-    settings = ServerSettings(tmp_path, "cpu", 1, tmp_path, 8192, ["--random-seed", "7"], 60.0)
-    stock = settings.server_of(parse_variant("dense"), 0)
-    assert "--enable-shplb" not in stock.command
-    assert "torch_native" in stock.command
-    assert "SHPLB_PATH" not in stock.env
-    sparse = settings.server_of(parse_variant("quest@0.1"), 1)
-    assert sparse.command[-2:] == ["--random-seed", "7"]
-    assert sparse.command[sparse.command.index("--shplb-policy") + 1] == "quest"
-    assert sparse.command[sparse.command.index("--shplb-plan") + 1] == str(tmp_path / "quest@0.1.plan.safetensors")
-    assert sparse.env["SHPLB_PATH"] == "sparse"
-    assert int(sparse.command[sparse.command.index("--max-total-tokens") + 1]) > 8192
-
-
-def test_servers_are_dealt_over_gpus(tmp_path: Path) -> None:
-    settings = ServerSettings(tmp_path, "cuda", 2, tmp_path, 8192, [], 60.0)
-    made = [settings.server_of(parse_variant("dense"), index).command for index in range(3)]
-    assert [command[command.index("--base-gpu-id") + 1] for command in made] == ["0", "1", "0"]
 
 
 def test_answers_are_reported_as_they_come_and_again_when_timed(workload: Workload) -> None:
