@@ -54,32 +54,34 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-_PLAN = ["plan", "{}/profile", "--out", "{}/w/o"]
+_TARGET = ["plan", "{}/profile", "--out", "{}/w/o"]
+_PLAN = [*_TARGET, "--density", "0.45"]
 _PROFILE = ["profile", "--model-path", "{}/llama", "--out", "{}/w/o", "--device", "cpu"]
 _COMPARE = ["compare", "{}/profile", "--model-path", "{}/llama", "--out", "{}/w/o"]
 _BAD: list[tuple[list[str], str]] = [
-    (["plan", "{}/missing", "--out", "{}/w/o"], "not a file"),
-    (["plan", "{}/damaged", "--out", "{}/w/o"], "damaged"),
-    (["plan", "{}/plan", "--out", "{}/w/o"], "is a ServingPlan, but a HeadProfile"),
-    (["plan", "{}/llama/model.safetensors", "--out", "{}/w/o"], "not a HeadProfile"),
+    (_TARGET, "give --density or --recovery or --latency-budget"),
+    (["plan", "{}/missing", "--out", "{}/w/o", "--density", "0.45"], "not a file"),
+    (["plan", "{}/damaged", "--out", "{}/w/o", "--density", "0.45"], "damaged"),
+    (["plan", "{}/plan", "--out", "{}/w/o", "--density", "0.45"], "is a ServingPlan, but a HeadProfile"),
+    (["plan", "{}/llama/model.safetensors", "--out", "{}/w/o", "--density", "0.45"], "not a HeadProfile"),
     ([*_PLAN, "--tp", "3"], "4 KV heads can't be placed on 3"),
-    ([*_PLAN, "--density", "0"], "density is 0.0"),
-    ([*_PLAN, "--density", "nan"], "density is nan"),
+    ([*_TARGET, "--density", "0"], "density is 0.0"),
+    ([*_TARGET, "--density", "nan"], "density is nan"),
     ([*_PLAN, "--objective", "best"], "objective"),
-    ([*_PLAN, "--density", "0.2", "--recovery", "0.9"], "--density and --recovery were given, expected one"),
-    ([*_PLAN, "--recovery", "0.9", "--latency-budget", "5"], "--recovery and --latency-budget were given"),
-    ([*_PLAN, "--recovery", "1.01"], "--recovery is 1.01, expected a share"),
-    ([*_PLAN, "--recovery", "0"], "--recovery is 0.0"),
-    ([*_PLAN, "--recovery", "nan"], "--recovery is nan"),
-    ([*_PLAN, "--latency-budget", "0"], "--latency-budget is 0.0, expected milliseconds"),
-    ([*_PLAN, "--latency-budget", "inf"], "--latency-budget is inf"),
-    ([*_PLAN, "--latency-budget", "0.001"], "is predicted to take at least"),
+    ([*_TARGET, "--density", "0.2", "--recovery", "0.9"], "--density and --recovery were given, expected one"),
+    ([*_TARGET, "--recovery", "0.9", "--latency-budget", "5"], "--recovery and --latency-budget were given"),
+    ([*_TARGET, "--recovery", "1.01"], "--recovery is 1.01, expected a share"),
+    ([*_TARGET, "--recovery", "0"], "--recovery is 0.0"),
+    ([*_TARGET, "--recovery", "nan"], "--recovery is nan"),
+    ([*_TARGET, "--latency-budget", "0"], "--latency-budget is 0.0, expected milliseconds"),
+    ([*_TARGET, "--latency-budget", "inf"], "--latency-budget is inf"),
+    ([*_TARGET, "--latency-budget", "0.001"], "is predicted to take at least"),
     ([*_PLAN, "--balance-aware", "--objective", "uniform"], "--objective is uniform"),
     ([*_PLAN, "--at-tokens", "0"], "--at-tokens is 0"),
     ([*_PLAN, "--at-tokens", "1048577"], "expected a prompt of 1 to 1048576 tokens"),
     ([*_PLAN, "--scope", "head"], "scope"),
     ([*_PLAN, "--dense-below", "-1"], "dense_below_tokens"),
-    (["plan", "{}/profile", "--out", "{}/profile/o"], "profile"),
+    (["plan", "{}/profile", "--out", "{}/profile/o", "--density", "0.45"], "profile"),
     (["show", "{}/missing"], "not a file"),
     (["show", "{}/profile"], "is a HeadProfile, but a ServingPlan"),
     (["pad", "{}/missing", "{}/w/o", "--kv-heads", "8"], "config.json"),
@@ -93,7 +95,7 @@ _BAD: list[tuple[list[str], str]] = [
     (["pad", "{}/heads", "{}/w/o", "--kv-heads", "8"], "num_key_value_heads is [1], expected a positive integer"),
     (["pad", "{}/inert", "{}/w/o", "--kv-heads", "8"], "shplb_inert_kv_heads is 5, expected a list"),
     (["pad", "{}/many", "{}/w/o", "--kv-heads", "8"], "has architecture unknown"),
-    (["plan", "{}/profile", "--out", "{}/w"], "is a folder, expected the name of a file"),
+    (["plan", "{}/profile", "--out", "{}/w", "--density", "0.45"], "is a folder, expected the name of a file"),
     ([*_PROFILE], "tokenizer"),
     (["profile", "--model-path", "{}/awq", "--out", "{}/w/o"], "quantised weights"),
     (["profile", "--model-path", "{}/heads", "--out", "{}/w/o"], "num_key_value_heads is [1]"),
@@ -172,7 +174,7 @@ def test_plan_and_show(shplb: Run, work: Path, tp_size: int) -> None:
 
 def test_show_of_a_padded_model(shplb: Run, tmp_path: Path) -> None:
     make_profile(make_shape(inert=(3,))).save(tmp_path / "profile")
-    assert shplb("plan", tmp_path / "profile", "--tp", 2, "--out", tmp_path / "plan")[0] == 0
+    assert shplb("plan", tmp_path / "profile", "--tp", 2, "--density", 0.45, "--out", tmp_path / "plan")[0] == 0
     _, out, _ = shplb("show", tmp_path / "plan")
     assert "(1 of them padding)" in out
     assert "3 groups on 2 ranks could not be better than 1.33" in out.replace("\n", " ")
@@ -187,7 +189,7 @@ def test_plan_can_be_made_again_in_place(shplb: Run, work: Path) -> None:
 
 
 def test_brackets_in_names_are_no_markup(shplb: Run, work: Path) -> None:
-    code, _, err = shplb("plan", work / "profile", "--out", work / "w" / "a[/b]c[red]")
+    code, _, err = shplb("plan", work / "profile", "--density", 0.45, "--out", work / "w" / "a[/b]c[red]")
     assert code == 0
     assert f"wrote {work}/w/a[/b]c[red]" in err
 

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from shplb import patching
 from shplb.commands.doctor import doctor
-from shplb.default_density import DEFAULT_DENSITY
 from shplb.diagnosis import Finding, cache, devices, installation, served_model, versions
 from shplb.diagnosis.finding import problem_of
 from shplb.model import fingerprint
@@ -152,8 +151,13 @@ def test_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama: Path) -> 
     findings = served_model.check_model(str(llama), 2)
     assert [found.level for found in findings] == ["ok", "note"]
     assert findings[0].text == "LlamaForCausalLM, 2 layers, 8 query / 4 KV heads of size 16"
-    plan_of(llama, tp_size=2).save(cached_plan_path(fingerprint(llama), 2, DEFAULT_DENSITY))
-    assert [found.level for found in served_model.check_model(str(llama), 2)] == ["ok", "ok"]
+    for density in (0.45, 0.25):
+        plan_of(llama, tp_size=2).save(path := cached_plan_path(fingerprint(llama), 2, density))
+    path.with_name(path.name.replace("0.25", "half")).write_text("no plan")
+    path.with_name(path.name.replace("0.25", "0.5")).write_text("no plan")
+    cached = served_model.check_model(str(llama), 2)
+    assert [found.level for found in cached] == ["ok"] * 3
+    assert cached[1].text == "plan for --tp 2 cached at --shplb-density 0.25"
 
 
 @pytest.mark.parametrize(

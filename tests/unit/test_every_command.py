@@ -35,7 +35,7 @@ _IDS = [" ".join(name) for name in COMMANDS]
 
 # One call of each that needs no server; {} is a folder of inputs. Exit code 1 where not all is well here.
 CALLS: dict[tuple[str, ...], list[str]] = {
-    ("plan",): ["{}/profile", "--tp", "8", "--out", "{}/out.plan"],
+    ("plan",): ["{}/profile", "--tp", "8", "--density", "0.45", "--out", "{}/out.plan"],
     ("show",): ["{}/plan"],
     ("report",): ["{}/plan", "--out", "{}/out.html"],
     ("simulate",): ["{}/plan", "--tp", "1,2,4,8", "--synthetic", "requests=4,rate=1,input=4096-65536"],

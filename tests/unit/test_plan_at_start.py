@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("sglang")
 
 from server_arguments import plan_of, refusal, server_args
+from synthetic import is_one_sentence
 
 from shplb.model import fingerprint
 
@@ -33,18 +34,29 @@ def test_cached_plan_and_failed_calibration(llama: Path, tmp_path: Path, monkeyp
     refusal(llama, shplb_density=0.25)
 
 
-@pytest.mark.parametrize("density", [None, 0.5])
+def test_dense_where_nothing_says_how_much(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even where a plan of some density is cached: which one would be a guess."""
+    from shplb.sglang.active_plan import cached_plan_path
+
+    monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
+    plan_of(llama).save(cached_plan_path(fingerprint(llama), 1, 0.5))
+    args = server_args(llama)
+    assert not args.enable_shplb
+    assert args.shplb_plan is None
+    (warning,) = [record.getMessage() for record in caplog.records if "S-HPLB" in record.getMessage()]
+    assert "give --shplb-plan or --shplb-density" in warning
+    assert is_one_sentence(warning)
+
+
 def test_a_plan_that_takes_too_long(
-    llama: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    density: float | None,
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server starts as stock, with one warning; nothing of the child is left."""
     monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SHPLB_CALIBRATION_S", "0")
-    args = server_args(llama, shplb_density=density)
+    args = server_args(llama, shplb_density=0.5)
     assert not args.enable_shplb
     assert args.shplb_plan is None
     assert not dataclasses.replace(args).enable_shplb

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer
-from synthetic import make_profile, make_shape
+from synthetic import is_one_sentence, make_profile, make_shape
 from typer.testing import CliRunner, Result
 
 from shplb.commands.plan import plan
-from shplb.default_density import DEFAULT_DENSITY
 from shplb.plan import ServingPlan
 from shplb.prediction import predict_prompt
 
@@ -26,7 +25,10 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(profile: Path, *arguments: object) -> Result:
+    """At a density of 0.45 where ``arguments`` hold no target."""
     command = [str(profile), "--out", str(profile.parent / "plan"), *map(str, arguments)]
+    if not {"--density", "--recovery", "--latency-budget"} & set(command):
+        command += ["--density", "0.45"]
     return CliRunner().invoke(app, command, env={"COLUMNS": "100"})
 
 
@@ -73,8 +75,11 @@ def test_a_latency_budget_is_kept(profile: Path) -> None:
     assert f"--latency-budget 60 comes to density {facts['density']:g}" in shown
 
 
-def test_without_a_target_the_default_density(profile: Path) -> None:
-    assert json.loads(run(profile, "--json").stdout)["density"] == DEFAULT_DENSITY
+def test_without_a_target_there_is_no_plan(profile: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [str(profile), "--out", str(tmp_path / "plan")])
+    assert is_one_sentence(done.exception)
+    assert "give --density or --recovery or --latency-budget" in str(done.exception)
+    assert not (tmp_path / "plan").exists()
 
 
 def test_balance_aware_shows_its_gain(profile: Path) -> None:

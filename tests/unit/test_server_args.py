@@ -239,7 +239,9 @@ def test_plugin_left_out(llama: Path, llama_plan: str, monkeypatch: pytest.Monke
 def test_calibration_at_start_would_not_know(llama: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
     from shplb.sglang.server_args import check_supported
 
-    args = changed(server_args(llama, shplb_plan=straight(llama, tmp_path / "plan")), shplb_plan=None, **fields)
+    args = changed(
+        server_args(llama, shplb_plan=straight(llama, tmp_path / "plan")), shplb_plan=None, shplb_density=0.5, **fields
+    )
     with pytest.raises(StartRefusedError, match="can't be profiled at start") as caught:
         check_supported(args)
     assert is_one_sentence(caught.value)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shplb.commands.messages import say
 from shplb.commands.rates import device_for
-from shplb.default_density import DEFAULT_DENSITY
+from shplb.density_advice import ADVICE
 
 if TYPE_CHECKING:
     from shplb.balance_gain import BalanceGain
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 Profile = Annotated[Path, typer.Argument(metavar="PROFILE", help="File made by `shplb profile`.")]
 Out = Annotated[Path, typer.Option(help="Plan file to write.")]
 Ranks = Annotated[int, typer.Option(help="Tensor-parallel size that will serve.")]
-Density = Annotated[
-    float | None, typer.Option(help=f"Mean share of attention to compute (default: {DEFAULT_DENSITY}).")
-]
+Density = Annotated[float | None, typer.Option(help="Mean share of attention to compute, in (0, 1].")]
 Recovery = Annotated[
     float | None,
     typer.Option(help="Instead: the least density at which heads recover this share of attention on average."),
@@ -88,7 +86,8 @@ def plan(
     from shplb.prediction import check_tokens, predict_prompt
     from shplb.profile import HeadProfile
 
-    asked = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
+    name, value = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
+    asked = {name: value}
     if at_tokens is not None:
         check_tokens(at_tokens)
     maker = PlanMaker(
@@ -137,23 +136,26 @@ def print_found(asked: dict[str, float], density: float, console: Console) -> No
             console.print(f"--{name} {value:g} comes to density {density:g}", highlight=False)
 
 
-def one_of(targets: dict[str, float | None]) -> dict[str, float]:
-    """The target that is given, if any; ValueError where more than one is."""
-    asked = {name: value for name, value in targets.items() if value is not None}
+def one_of(targets: dict[str, float | None]) -> tuple[str, float]:
+    """The target that is given; ValueError where none or more than one is."""
+    asked = [(name, value) for name, value in targets.items() if value is not None]
     if len(asked) > 1:
-        raise ValueError(f"{' and '.join(f'--{name}' for name in asked)} were given, expected one of them at most.")
-    return asked
+        raise ValueError(f"{' and '.join(f'--{name}' for name, _ in asked)} were given, expected one of them.")
+    if not asked:
+        expected = " or ".join(f"--{name}" for name in targets)
+        raise ValueError(f"nothing says how much attention to compute: give {expected} ({ADVICE}).")
+    return asked[0]
 
 
 def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | None, device: "Device") -> float:
-    """The density that the target, if any, asks for."""
+    """The density that the target asks for."""
     from shplb.targets import density_for_latency, density_for_recovery
 
     if "recovery" in asked:
         return density_for_recovery(maker, asked["recovery"])
     if "latency-budget" in asked:
         return density_for_latency(maker, asked["latency-budget"], at_tokens, device)
-    return asked.get("density", DEFAULT_DENSITY)
+    return asked["density"]
 
 
 def describe(

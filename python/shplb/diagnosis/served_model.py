@@ -2,11 +2,10 @@
 """What a server with ``--enable-shplb`` would refuse about a model, read from its folder."""
 
 from shplb.calibration import is_readable
-from shplb.default_density import DEFAULT_DENSITY
 from shplb.diagnosis.finding import Finding, problem_of
 from shplb.model import ModelShape, UnsupportedModelError, fingerprint, read_config
 from shplb.plan import ServingPlan
-from shplb.sglang.active_plan import cached_plan_path, local_model_dir
+from shplb.sglang.active_plan import cached_densities, cached_plan_path, local_model_dir
 
 
 def check_model(model_path: str, tp_size: int) -> list[Finding]:
@@ -37,8 +36,11 @@ def check_model(model_path: str, tp_size: int) -> list[Finding]:
         findings.append(Finding("model", "problem", wrong, "serve the unquantised model"))
     if any(finding.level == "problem" for finding in findings):
         return findings
-    path = cached_plan_path(fingerprint(folder, config), tp_size, DEFAULT_DENSITY)
-    if is_readable(ServingPlan, path):
-        return [*findings, Finding("model", "ok", f"plan for --tp {tp_size} cached: {path}")]
-    text = f"no plan for --tp {tp_size} is cached: without --shplb-plan the first start profiles the model"
-    return [*findings, Finding("model", "note", text)]
+    identity = fingerprint(folder, config)
+    for density in cached_densities(identity, tp_size):
+        if is_readable(ServingPlan, cached_plan_path(identity, tp_size, density)):
+            findings.append(Finding("model", "ok", f"plan for --tp {tp_size} cached at --shplb-density {density:g}"))
+    if len(findings) > 1:
+        return findings
+    text = f"no plan for --tp {tp_size} is cached: the first start with --shplb-density profiles the model"
+    return [*findings, Finding("model", "note", f"{text}, and without it or --shplb-plan it is served dense")]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan that a server runs under: found or made once in the main process, loaded once in each rank."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,6 +25,7 @@ from shplb.sglang.refusal import StartRefusedError
 
 #: Key among the config overrides that names those which replicas need.
 _OWN_OVERRIDE = "shplb_served_heads"
+_PLAN_SUFFIX = ".plan.safetensors"
 
 
 def cache_dir() -> Path:
@@ -34,8 +36,26 @@ def cache_dir() -> Path:
 
 
 def cached_plan_path(identity: Fingerprint, tp_size: int, density: float) -> Path:
+    """Where the plan is kept that a first start with --shplb-density made."""
+    return _plans_dir() / f"{_plan_stem(identity, tp_size)}{density!r}{_PLAN_SUFFIX}"
+
+
+def cached_densities(identity: Fingerprint, tp_size: int) -> list[float]:
+    """Densities at which such plans are there, ascending."""
+    stem, found = _plan_stem(identity, tp_size), []
+    for path in _plans_dir().glob(f"{stem}*{_PLAN_SUFFIX}"):
+        with contextlib.suppress(ValueError):  # a file of another name is not ours
+            found.append(float(path.name.removeprefix(stem).removesuffix(_PLAN_SUFFIX)))
+    return sorted(found)
+
+
+def _plans_dir() -> Path:
+    return cache_dir() / "plans"
+
+
+def _plan_stem(identity: Fingerprint, tp_size: int) -> str:
     key = hashlib.sha256(f"{identity.config}:{identity.weights}".encode()).hexdigest()[:20]
-    return cache_dir() / "plans" / f"{key}-tp{tp_size}-d{density!r}.plan.safetensors"
+    return f"{key}-tp{tp_size}-d"
 
 
 def rates_dir() -> Path:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shplb.default_density import DEFAULT_DENSITY
+from shplb.density_advice import ADVICE
 from shplb.errors import CalibrationTimeoutError, UserError
 from shplb.model import Fingerprint
 from shplb.plan import ServingPlan
@@ -162,15 +162,21 @@ def _check_trace_folder(folder: str | None) -> None:
 def _choose_plan(args: Any, identity: Fingerprint) -> bool:
     """Set ``args.shplb_plan``: the file given, else the cached plan of this model, made first where there is none.
 
-    False where that takes too long: then the server starts as stock, with a warning.
+    False where neither a plan nor a density is given, and where making one takes too long: then the server starts as
+    stock, with a warning.
     """
-    density = DEFAULT_DENSITY if args.shplb_density is None else args.shplb_density
+    density = args.shplb_density
+    if density is None:
+        if args.shplb_plan is None:
+            logger.warning("S-HPLB: serving without it: give --shplb-plan or --shplb-density (%s).", ADVICE)
+            args.enable_shplb = False
+        return args.enable_shplb
     if not 0.0 < density <= 1.0:
         raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
     path = cached_plan_path(identity, args.tp_size, density)
     if args.shplb_plan is not None:
         # Equal to the cached one where SGLang copies arguments that were resolved before.
-        if args.shplb_density is not None and args.shplb_plan != str(path):
+        if args.shplb_plan != str(path):
             raise StartRefusedError("--shplb-density has no effect on --shplb-plan, which holds its own; drop one.")
         return True
     try:
