@@ -14,6 +14,9 @@ from shplb.planner import LEAST_SPEED, MOST_SPEED, NOMINAL_SPEED
 _SLOWNESS = 8
 #: No sample changes a speed by more than 1 / _STEP.
 _STEP = 50
+#: ns that a layer takes every rank at least where its time says how fast ranks are. Launches cost some 10 us that the
+#: model does not know: of short layers, who has more work would seem faster, get more still, and so on to the bound.
+LEAST_LAYER_NS = 200_000
 #: The state is finer than what planners take, or small differences would be rounded away every time.
 _FINER = 1024
 
@@ -46,7 +49,7 @@ class RankSpeeds:
     def update(self, measured_ms: npt.NDArray[np.float64], nominal_ns: npt.NDArray[np.int64]) -> bool:
         """Take in one sampled step; returns whether ``values`` changed.
 
-        A sample that is not sound changes nothing.
+        A sample that is not sound changes nothing, and layers shorter than LEAST_LAYER_NS on any rank don't count.
 
         Args:
             measured_ms: float64 ``[num_layers, num_ranks]``, attention of every layer.
@@ -54,9 +57,9 @@ class RankSpeeds:
         """
         if not is_sound(measured_ms, nominal_ns):
             return False
-        before = self.values
-        took = [int(total) for total in np.rint(measured_ms * 1e6).astype(np.int64).sum(axis=0)]
-        work = [int(total) for total in nominal_ns.sum(axis=0)]
+        before, long = self.values, nominal_ns.min(axis=1) >= LEAST_LAYER_NS
+        took = [int(total) for total in np.rint(measured_ms[long] * 1e6).astype(np.int64).sum(axis=0)]
+        work = [int(total) for total in nominal_ns[long].sum(axis=0)]
         if min(took) == 0:
             return False
         for rank, state in enumerate(self._state):

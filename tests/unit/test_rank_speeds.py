@@ -17,11 +17,11 @@ PROMPTS = [(0, 8192), (8192, 8192), (65536, 8192), (122880, 8192), (32768, 8192)
 class Server:
     """Ranks that time a step, tell each other, and plan the next one; ``speed``: what their GPUs really do."""
 
-    def __init__(self, speed: np.ndarray, noise: float, groups: int = 8) -> None:
+    def __init__(self, speed: np.ndarray, noise: float, groups: int = 8, launch_ns: int = 0) -> None:
         keep = model(groups, 4, seed=1, spread=0.4)
         self.planners = planners(keep, placed(keep, groups, RANKS))
         self.speeds = [RankSpeeds(RANKS) for _ in range(RANKS)]
-        self.speed, self.noise = speed, noise
+        self.speed, self.noise, self.launch_ns = speed, noise, launch_ns
         self.rng = np.random.default_rng(1)
         self.prompts = itertools.cycle(PROMPTS)
 
@@ -31,7 +31,7 @@ class Server:
         plans = [planner.predict(prefix, new, "sparse") for planner in self.planners]
         assert len({plan.rank_makespan_ns.tobytes() for plan in plans}) == 1
         nominal = plans[0].rank_makespan_ns * self.speeds[0].values // NOMINAL_SPEED
-        took = nominal / self.speed / 1e6 * self.rng.normal(1.0, self.noise, nominal.shape)
+        took = (nominal / self.speed + self.launch_ns) / 1e6 * self.rng.normal(1.0, self.noise, nominal.shape)
         for planner, speeds in zip(self.planners, self.speeds, strict=True):
             if speeds.update(took, nominal):
                 planner.set_rank_speeds(speeds.values)
@@ -63,6 +63,19 @@ def test_without_noise_it_comes_to_rest_at_an_even_balance() -> None:
     found = [server.step() for _ in range(100)]
     assert np.mean([imbalance for imbalance, _ in found[80:]]) < 1.01 < 1.08 < found[0][0]
     assert np.ptp(np.array([speeds for _, speeds in found[80:]]), axis=0).max() <= 1
+
+
+def test_launches_that_the_model_does_not_know_make_no_rank_faster() -> None:
+    """In short steps they are most of the time, and equal on all ranks however unequal the work is."""
+    short = Server(np.ones(RANKS), noise=0.02, launch_ns=20_000)
+    short.prompts = itertools.cycle([(0, 1024), (0, 2048), (2048, 1024)])
+    for _ in range(100):
+        _, values = short.step()
+    assert values.tolist() == [NOMINAL_SPEED] * RANKS
+    long = Server(np.ones(RANKS), noise=0.02, launch_ns=20_000)
+    for _ in range(100):
+        _, values = long.step()
+    assert 0 < np.abs(values - NOMINAL_SPEED).max() < 0.02 * NOMINAL_SPEED
 
 
 def test_what_all_ranks_have_in_common_is_left_alone() -> None:
