@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the result of bench_quality.py: density against what it costs and how long a prompt takes, per length.
 
-    python bench/quality_chart.py bench/results/quality.json --out docs/quality.svg
+    python bench/quality_chart.py bench/results/quality.json bench/results/quality_32k.json --out docs/quality.svg
 
 Needs matplotlib. One line per length: NLL over dense, mean score and worst task against dense, time to the first
 token; bars are 95 % intervals, the shaded band is what the rule allows.
@@ -17,6 +17,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from quality.variants import DENSE
 from quality.verdict import MOST_MEAN_LOSS, MOST_NLL_LOSS, MOST_WORST_LOSS
+from quality_tables import rows_of
 
 from shplb.container import write_atomically
 
@@ -39,7 +40,10 @@ def series_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw_panel(axes: Any, rows: list[dict[str, Any]], key: str, label: str, band: tuple[float | None, ...]) -> None:
-    """One figure per row against computed density."""
+    """One figure per row against computed density; nothing where no row has it."""
+    if all(row.get(key) is None for row in rows):
+        axes.set_axis_off()
+        return
     for name, own in series_of(rows).items():
         own = [row for row in own if row.get(key) is not None]
         density = [row["measured_density"] for row in own]
@@ -66,19 +70,21 @@ def draw_panel(axes: Any, rows: list[dict[str, Any]], key: str, label: str, band
     axes.set_ylabel(label)
 
 
-def chart(result: dict[str, Any]) -> bytes:
-    """The whole chart as SVG."""
-    lengths = sorted({row["tokens"] for row in result["rows"]})
-    is_timed = any(row["ttft_ms"] is not None for row in result["rows"])
+def chart(*results: dict[str, Any]) -> bytes:
+    """The whole chart as SVG; of runs of one model at different lengths."""
+    all_rows, first = rows_of(results), results[0]
+    lengths = sorted({row["tokens"] for row in all_rows})
+    is_timed = any(row["ttft_ms"] is not None for row in all_rows)
     panels = [panel for panel in _PANELS if is_timed or panel[0] != "ttft_ms"]
     figure = Figure(figsize=(4.6 * len(panels), 3.6 * len(lengths) + 0.6), layout="constrained")
     grid = figure.subplots(len(lengths), len(panels), squeeze=False)
     for line, tokens in zip(grid, lengths, strict=True):
-        rows = [row for row in result["rows"] if row["tokens"] == tokens]
+        rows = [row for row in all_rows if row["tokens"] == tokens]
         for axes, panel in zip(line, panels, strict=True):
             draw_panel(axes, rows, *panel)
-        line[0].set_title(f"{result['model']}, {tokens} tokens, {result['device']}", fontsize="medium", loc="left")
-    figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+        line[0].set_title(f"{first['model']}, {tokens} tokens, {first['device']}", fontsize="medium", loc="left")
+    drawn = {name: line for axes in grid.flat for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=4, fontsize="small")
     out = io.BytesIO()
     # The same figures give the same bytes.
     with mpl.rc_context({"svg.hashsalt": "shplb"}):
@@ -88,10 +94,10 @@ def chart(result: dict[str, Any]) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("docs/quality.svg"))
     args = parser.parse_args()
-    write_atomically(args.out, chart(json.loads(args.result.read_text())))
+    write_atomically(args.out, chart(*(json.loads(path.read_text()) for path in args.results)))
     print(f"wrote {args.out}")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of quality: of served variants, of densities beside their speed, of page selection beside a perfect one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from markdown_tables import markdown_table
@@ -14,14 +15,20 @@ _BUDGETS = {
 }
 
 
-def quality_table(result: dict[str, Any]) -> str:
+def rows_of(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, lengths ascending, stock first; of runs of one model at different lengths."""
+    rows = [row for result in results for row in result["rows"]]
+    return sorted(rows, key=lambda row: (row["tokens"], row["name"] != "dense"))
+
+
+def quality_table(*results: dict[str, Any]) -> str:
     """Differences to dense with 95 % intervals, and what the rule says, per length."""
-    where = f"{result['model']}, {result['device']}"
+    where = f"{results[0]['model']}, {results[0]['device']}"
     header = (
         where, "computed density", "mean score over dense", "worst task over dense", "NLL over dense", "rule", "TTFT"
     )  # fmt: skip
     lines = []
-    for row in sorted(result["rows"], key=lambda row: (row["tokens"], row["name"] != "dense")):
+    for row in rows_of(results):
         if row["name"] == "dense":
             counted = row["counted_tasks"]
             mean = sum(row["scores"][task] for task in counted) / max(len(counted), 1)
@@ -42,21 +49,29 @@ def _ttft(row: dict[str, Any]) -> str:
     return "-" if row["ttft_ms"] is None else f"{row['ttft_ms']:.0f} ms"
 
 
-#: In bench/results/quality_tail.json, what policies kept dense that name no tail.
 _TAIL = 128
 
 
-def tail_quality_table(result: dict[str, Any]) -> str:
-    """What a dense tail gives at one density, by its length in tokens. Texts had none in that run, so no NLL."""
-    rows = {row["name"]: row for row in result["rows"]}
-    named = {0: "shplb,tail=0@0.1", _TAIL: "shplb@0.1", 512: "shplb,tail=512@0.1"}
-    where = f"{result['model']}, {result['tokens'][0]} tokens, dense tail"
-    header = where, "computed density", "mean score over dense", "multi_turn"
-    lines = [("all (stock SGLang)", "1", "", f"{rows['dense']['scores']['multi_turn']:.1f}")]
-    for tail, name in named.items():
-        row = rows[name]
-        mean, score = _interval(row["mean_delta"], ""), f"{row['scores']['multi_turn']:.1f}"
-        lines.append((f"{tail} tokens", f"{row['measured_density']:.3f}", mean, score))
+def tail_quality_table(*results: dict[str, Any]) -> str:
+    """What a dense tail gives at one density."""
+    named = {"dense": "all (stock SGLang)", "shplb@0.1": "0 tokens", f"shplb,tail={_TAIL}@0.1": f"{_TAIL} tokens"}
+    header = (
+        f"{results[0]['model']}, dense tail",
+        "computed density",
+        "mean score over dense",
+        "multi_turn",
+        "NLL over dense",
+    )
+    lines = []
+    for row in rows_of(results):
+        if row["name"] not in named:
+            continue
+        what, score = f"{row['tokens']} tokens: {named[row['name']]}", f"{row['scores']['multi_turn']:.1f}"
+        if row["name"] == "dense":
+            lines.append((what, "1", "", score, ""))
+            continue
+        nll = _interval(row["nll_over_dense_percent"], " %")
+        lines.append((what, f"{row['measured_density']:.3f}", _interval(row["mean_delta"], ""), score, nll))
     return markdown_table(header, lines)
 
 
@@ -74,15 +89,16 @@ def tail_speed_table(result: dict[str, Any]) -> str:
     )
 
 
-def trade_table(simulation: dict[str, Any], quality: dict[str, Any]) -> str:
+def trade_table(simulation: dict[str, Any], *quality: dict[str, Any]) -> str:
     """What a prompt is predicted to take at a density, beside what that density loses on a model."""
     prompt = simulation["longest_prompt"]
     times = {row["density"]: row["predicted_ms"] for row in prompt["rows"]}
-    tokens = max(row["tokens"] for row in quality["rows"])
-    takes, where = f"{prompt['prompt_tokens']} tokens take", f"{quality['model']} at {tokens}"
+    rows = rows_of(quality)
+    tokens = rows[-1]["tokens"]
+    takes, where = f"{prompt['prompt_tokens']} tokens take", f"{quality[0]['model']} at {tokens}"
     header = "density", takes, "times faster", f"{where}: NLL over dense", "mean score over dense"
     lines = [("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", "")]
-    for row in quality["rows"]:
+    for row in rows:
         ms = times.get(float(row["name"].rpartition("@")[2])) if row["name"].startswith("shplb@") else None
         if ms is not None and row["tokens"] == tokens:
             nll, mean = _interval(row["nll_over_dense_percent"], " %"), _interval(row.get("mean_delta"), "")

@@ -11,6 +11,7 @@ from markdown_tables import markdown_table
 from quality_tables import quality_table, selection_table, tail_quality_table, tail_speed_table, trade_table
 from speed_tables import (
     attention_table,
+    balance_by_density,
     balance_table,
     concurrency_table,
     policies_table,
@@ -19,12 +20,16 @@ from speed_tables import (
     shapes_table,
 )  # fmt: skip
 
+#: Results of the quality bench, by length.
+QUALITY = ["quality", "quality_32k"]
 # Of which results a table is, where its name does not say so.
 _FILES = {
     "shapes": ["attention"],
-    "trade": ["simulation", "quality"],
+    "trade": ["simulation", *QUALITY],
+    "quality": QUALITY,
+    "quality_tail": QUALITY,
     "profile": ["profile", "profile_qwen2.5-7b"],
-    "balance_one_group": ["balance_qwen2.5-3b"],
+    "balance_one_group": ["balance_qwen2.5-3b", "balance_qwen2.5-3b_0.45"],
 }
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -122,7 +127,7 @@ TABLES = {
         "shapes": shapes_table,
         "policies": policies_table,
         "balance": balance_table,
-        "balance_one_group": balance_table,
+        "balance_one_group": balance_by_density,
         "scheduler": scheduler_table,
         "replicas": replicas_table,
     },

@@ -126,16 +126,35 @@ def policies_table(result: dict[str, Any]) -> str:
 
 def balance_table(result: dict[str, Any]) -> str:
     """What two ranks wait for each other, timed on the GPUs, and what a prompt takes."""
-    longest = max(row["input_tokens"] for row in result["rows"])
+    return markdown_table(_balance_header(result), _balance_lines(result))
+
+
+def balance_by_density(*results: dict[str, Any]) -> str:
+    """The same of several densities."""
+    lines = [
+        (f"density {result['arguments']['density']:g}: {words}", *cells)
+        for result in results for words, *cells in _balance_lines(result)
+    ]  # fmt: skip
+    return markdown_table(_balance_header(results[0]), lines)
+
+
+def _balance_header(result: dict[str, Any]) -> tuple[str, ...]:
     where = f"heads of {result['arguments']['shape']}, {len(result['gpus'])} x {result['device']}"
     header = where, "predicted max/mean load", "attention time spent waiting", "prediction over measurement"
-    lines = []
-    ttft = {row["variant"]: row["ttft_p50_ms"] for row in result["rows"] if row["input_tokens"] == longest}
-    servers = {server["variant"]: server for server in result["servers"]}
+    return (*header, f"{_longest(result)} tokens take")
+
+
+def _balance_lines(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    ttft = {row["variant"]: row["ttft_p50_ms"] for row in result["rows"] if row["input_tokens"] == _longest(result)}
+    servers, lines = {server["variant"]: server for server in result["servers"]}, []
     for name, words in _PLACEMENTS.items():
         if name not in servers:
             continue
         server = servers[name]
         cells = f"{server['imbalance']:.3f}", f"{100 * server['measured_bubble']:.1f} %"
         lines.append((words, *cells, f"{server['predicted_over_measured']:.2f}", f"{ttft[name]:.0f} ms"))
-    return markdown_table((*header, f"{longest} tokens take"), lines)
+    return lines
+
+
+def _longest(result: dict[str, Any]) -> int:
+    return max(row["input_tokens"] for row in result["rows"])

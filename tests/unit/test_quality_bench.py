@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import quality_chart
 import quality_tables
+import readme_tables
 from long_tasks import Materials
 from quality.arguments import arguments
 from quality.fleet import sample_all
@@ -162,6 +163,12 @@ def test_readme_table_and_chart_of_a_result(result: dict[str, Any]) -> None:
     assert svg == quality_chart.chart(result)
     for text in (b"min_error", b"uniform", b"NLL over dense", b"4096 tokens"):
         assert text in svg
+    longer = [row | {"tokens": 8192, "ttft_ms": None} for row in result["rows"]]
+    both = quality_chart.chart(result, result | {"rows": longer})
+    assert b"8192 tokens" in both
+    assert both.count(b"time to first token") == 1, "of the length that was timed"
+    assert b"dense (stock SGLang)" in both
+    assert "| 8192 tokens: uniform |" in quality_tables.quality_table(result, result | {"rows": longer})
 
 
 def test_trade_puts_predicted_times_beside_quality(result: dict[str, Any]) -> None:
@@ -243,5 +250,5 @@ def test_windows_leave_out_what_has_no_probability(workload: Workload) -> None:
 
 def test_the_chart_in_the_docs_is_of_the_result() -> None:
     root = Path(__file__).parents[2]
-    result = json.loads((root / "bench" / "results" / "quality.json").read_text())
-    assert quality_chart.chart(result) == (root / "docs" / "quality.svg").read_bytes()
+    results = [json.loads((root / "bench" / "results" / f"{name}.json").read_text()) for name in readme_tables.QUALITY]
+    assert quality_chart.chart(*results) == (root / "docs" / "quality.svg").read_bytes()
