@@ -36,6 +36,7 @@ from shplb.errors import UserError
 from shplb.plan import ServingPlan
 from shplb.processes import interrupt_on_sigterm
 from shplb.profile import HeadProfile
+from shplb.texts.encoding import encode_text
 
 _start = time.monotonic()
 
@@ -50,6 +51,8 @@ class Run:
     def __init__(self, args: Arguments) -> None:
         self.args = args
         self.encoder = AutoTokenizer.from_pretrained(args.model_path)
+        # The first call may drop settings of the tokenizer's file, which no thread may do while others encode.
+        encode_text(self.encoder, "")
         self.workloads: dict[int, Workload] = {}
         self.samples: dict[tuple[int, str], Sample] = {}
         self.rows: dict[tuple[int, str], dict[str, Any]] = {}
@@ -96,6 +99,7 @@ class Run:
         self.failed[name] = reason
         say(reason)
         if name == DENSE:
+            self.write()
             raise UserError(f"stock SGLang must answer, for all else is compared with it: {reason}")
 
     def _keep(self, tokens: int, name: str, sample: Sample) -> None:

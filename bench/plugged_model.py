@@ -26,7 +26,7 @@ class PluggedModel:
     """A causal model whose prefill attention is dense, recorded, or sparse under a plan."""
 
     def __init__(self, model_dir: Path, tokens: int, rule: SparsityRule | None = None, device: str = "cpu") -> None:
-        """rule: by default that of serving, on contexts above 256 tokens."""
+        """rule: by default that of serving, on contexts above 256 tokens; device: where it runs, as torch names it."""
         AttentionInterface.register("shplb", self._attend)
         self.folder, self.tokens, self.device = model_dir, tokens, torch.device(device)
         self.shape = ModelShape.from_config(read_config(model_dir))
@@ -67,7 +67,7 @@ class PluggedModel:
         for index, token_ids in enumerate(documents):
             self.document = f"document{index:03d}"
             shape = (self.shape.num_layers, self.shape.num_qo_heads, len(self.request.lengths))
-            self.sums = RunningSums(*shape, torch.device("cpu"))
+            self.sums = RunningSums(*shape, self.device)
             self.watch(token_ids, self._record)
             found.append(self.sums.on_host())
         rows = np.array([sums.rows[0] for sums in found])
@@ -115,4 +115,4 @@ class PluggedModel:
         recorder = CurveRecorder(self.request, self.folder, 0, grams)
         recorder.document, recorder.sums = self.document, self.sums
         blocks = cut_query_blocks([0], [len(q)], self.rule.query_block)
-        recorder.measure(layer, self.document, q, k, v, torch.arange(len(q)), blocks, scaling)
+        recorder.measure(layer, self.document, q, k, v, torch.arange(len(q), device=q.device), blocks, scaling)

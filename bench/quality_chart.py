@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from quality.variants import DENSE
+from quality.variants import DENSE, split_ranks
 from quality.verdict import MOST_MEAN_LOSS, MOST_NLL_LOSS, MOST_WORST_LOSS
 from quality_tables import rows_of
 
@@ -35,7 +35,8 @@ def series_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["measured_density"] if row["name"] != DENSE else 1.0):
         if row["name"] != DENSE:
-            found.setdefault(row["name"].rpartition("@")[0], []).append(row)
+            name, ranks = split_ranks(row["name"])
+            found.setdefault(name.rpartition("@")[0] + (f", {ranks} ranks" if ranks else ""), []).append(row)
     return found
 
 

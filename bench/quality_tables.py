@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from markdown_tables import markdown_table
+from quality.variants import split_ranks
 from speed_tables import POLICY_NAMES
 
 _BUDGETS = {
@@ -16,7 +17,9 @@ _BUDGETS = {
 
 
 def rows_of(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows, lengths ascending, stock first; of runs of one model at different lengths."""
+    """All rows, lengths ascending, stock first; ValueError for runs of different models or devices."""
+    if len(found := {(result["model"], result["device"]) for result in results}) > 1:
+        raise ValueError(f"results of {found} can't be shown as one; give those of one model on one kind of GPU.")
     rows = [row for result in results for row in result["rows"]]
     return sorted(rows, key=lambda row: (row["tokens"], row["name"] != "dense"))
 
@@ -99,7 +102,8 @@ def trade_table(simulation: dict[str, Any], *quality: dict[str, Any]) -> str:
     header = "density", takes, "times faster", f"{where}: NLL over dense", "mean score over dense"
     lines = [("1 (stock)", f"{prompt['stock_ms']:.0f} ms", "", "", "")]
     for row in rows:
-        ms = times.get(float(row["name"].rpartition("@")[2])) if row["name"].startswith("shplb@") else None
+        name, ranks = split_ranks(row["name"])
+        ms = times.get(float(name.removeprefix("shplb@"))) if name.startswith("shplb@") and not ranks else None
         if ms is not None and row["tokens"] == tokens:
             nll, mean = _interval(row["nll_over_dense_percent"], " %"), _interval(row.get("mean_delta"), "")
             faster = f"{prompt['stock_ms'] / ms:.2f}"
@@ -109,9 +113,11 @@ def trade_table(simulation: dict[str, Any], *quality: dict[str, Any]) -> str:
 
 def variant_name(row: dict[str, Any]) -> str:
     """What chooses pages, in words where there are some; budgets are named where a policy has not its own."""
-    what, *changes = row["name"].rpartition("@")[0].split(",")
+    name, ranks = split_ranks(row["name"])
+    what, *changes = name.rpartition("@")[0].split(",")
     named = POLICY_NAMES.get(what) or _BUDGETS.get(what) or what
-    return ", ".join([named, *(change.replace("=", " ") for change in changes)])
+    parts = [named, *(change.replace("=", " ") for change in changes)]
+    return ", ".join([*parts, f"{ranks} ranks"] if ranks else parts)
 
 
 def _interval(found: dict[str, float] | None, unit: str) -> str:

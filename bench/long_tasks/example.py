@@ -63,7 +63,7 @@ def at_once[Made](make: Callable[[Place], Made], places: list[Place]) -> list[Ma
     """What ``make`` makes of every place, in their order. In threads: tokenizers, which take most of the time, let
     others run.
     """
-    with ThreadPoolExecutor(min(len(places), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max(1, min(len(places), os.cpu_count() or 1))) as pool:
         return list(pool.map(make, places))
 
 

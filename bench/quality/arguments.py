@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from quality.variants import DENSE, Variant, VariantError, parse_variant
+from quality.variants import DENSE, Variant, VariantError, parse_variant, split_ranks
 from quality.workload import MULTI_TURN, NAMES, Amounts
 from shplb.calibration import ProfileSettings, check_request, choose_documents, default_lengths, profile_model
 from shplb.commands.numbers import parse_numbers
@@ -59,7 +59,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants", nargs="+",
         help="dense, BUDGETS@DENSITY, POLICY@DENSITY (with its own budgets), BUDGETS+POLICY@DENSITY; computed "
-        "densities, which hold at the longest length; with :tp2 after it, on two ranks",
+        "densities, which hold at the longest length; with :tp2 after it, on two ranks, and on one beside it",
     )  # fmt: skip
     parser.add_argument("--tasks", help=f"some of {','.join(NAMES)}")
     parser.add_argument("--prompts", type=int, help="per task, length and server")
@@ -91,7 +91,8 @@ def arguments(description: str, argv: list[str] | None = None) -> Arguments:
             setattr(given, name, value)
     try:
         tokens = list(parse_numbers("--tokens", given.tokens, "prompt lengths such as 16384,32768"))
-        variants = [parse_variant(text) for text in dict.fromkeys([DENSE, *given.variants])]
+        names = [name for text in given.variants for name in (split_ranks(text)[0], text)]
+        variants = [parse_variant(text) for text in dict.fromkeys([DENSE, *names])]
     except (ValueError, VariantError) as error:
         parser.error(str(error))
     tasks = list(dict.fromkeys(given.tasks.split(",")))
@@ -100,6 +101,9 @@ def arguments(description: str, argv: list[str] | None = None) -> Arguments:
     for name in ("prompts", "num_texts", "parallel", "gpus"):
         if getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(given, name)}, expected 1 or more.")
+    most = max(variants, key=lambda variant: variant.tp_size)
+    if given.device == "cuda" and most.tp_size > given.gpus:
+        parser.error(f"--variants holds {most.name}, but --gpus is {given.gpus}.")
     work = given.work.resolve()
     return Arguments(
         settings=given, model_path=given.model_path or work / "smollm2-float32", model_name=given.model_name,

@@ -36,11 +36,17 @@ class Variant(msgspec.Struct, frozen=True):
     @property
     def twin(self) -> str:
         """Name of the same variant on one rank."""
-        return self.name.partition(_RANKS)[0]
+        return split_ranks(self.name)[0]
 
     @property
     def is_stock(self) -> bool:
         return self.name == DENSE
+
+
+def split_ranks(name: str) -> tuple[str, str]:
+    """("min_error@0.1", "3") of "min_error@0.1:tp3"; ("min_error@0.1", "") where no ranks are named."""
+    twin, _, ranks = name.partition(_RANKS)
+    return twin, ranks
 
 
 def parse_variant(text: str) -> Variant:
@@ -57,7 +63,7 @@ def parse_variant(text: str) -> Variant:
         value, tp_size = float(density), int(ranks) if colon else 1
     except ValueError:
         value = tp_size = 0
-    if not what or not 0.0 < value <= 1.0 or tp_size < 1:
+    if not what or not 0.0 < value <= 1.0 or tp_size < 1 + bool(colon):
         raise VariantError(
             f"--variants holds {text}, expected dense, NAME@DENSITY such as min_error@0.1, or that with :tp2 after it."
         )

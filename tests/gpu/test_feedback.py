@@ -25,7 +25,7 @@ Served = tuple[list[Answer], dict[str, Any]]
 
 # One chunk each, so that both servers plan the same steps.
 SHORT_LENGTHS = [1024 + 40 * index for index in range(25)]
-# Eight layers like those of Llama-3.1-8B, in which every chunk but the first takes more than 0.2 ms.
+# Eight layers like those of Llama-3.1-8B, in which every chunk takes more than 0.2 ms.
 LONG_SHAPE, LONG_TOKENS, LONG_PROMPTS, CHUNK = "llama-3.1-8b-8layers", 65536, 6, 8192
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that is given no plan: cached, made, failed, or too late."""
+"""A server that is given no plan: dense, or one of a density that is cached, made, failed, or too late."""
 
 import dataclasses
 from pathlib import Path
@@ -42,9 +42,12 @@ def test_dense_where_nothing_says_how_much(
 
     monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
     plan_of(llama).save(cached_plan_path(fingerprint(llama), 1, 0.5))
-    args = server_args(llama)
-    assert not args.enable_shplb
-    assert args.shplb_plan is None
+    args = server_args(llama, shplb_trace=str(tmp_path / "trace"))
+    stock = server_args(llama, enable_shplb=False)
+    for found in (args, dataclasses.replace(args)):
+        assert not found.enable_shplb
+        assert found.shplb_plan is None
+        assert found.page_size == stock.page_size
     (warning,) = [record.getMessage() for record in caplog.records if "S-HPLB" in record.getMessage()]
     assert "give --shplb-plan or --shplb-density" in warning
     assert is_one_sentence(warning)
@@ -56,7 +59,7 @@ def test_a_plan_that_takes_too_long(
     """The server starts as stock, with one warning; nothing of the child is left."""
     monkeypatch.setenv("SHPLB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SHPLB_CALIBRATION_S", "0")
-    args = server_args(llama, shplb_density=0.5)
+    args = server_args(llama, shplb_density=0.5, shplb_trace=str(tmp_path / "trace"))
     assert not args.enable_shplb
     assert args.shplb_plan is None
     assert not dataclasses.replace(args).enable_shplb

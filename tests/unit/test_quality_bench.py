@@ -143,14 +143,19 @@ def test_rows_and_choice(result: dict[str, Any]) -> None:
 
 
 def test_several_ranks_are_compared_with_one() -> None:
-    dense, twin, own = sample_of(1.0, 2.0), sample_of(1.0, 2.01, 0.3), sample_of(0.99, 2.02, 0.3)
+    dense, twin, own = sample_of(1.0, 2.0), sample_of(0.995, 2.01, 0.3), sample_of(0.99, 2.02, 0.3)
     twin.replies, own.replies = {"a": ["x", "y"]}, {"a": ["x", "z"]}
     row = row_of(parse_variant("min_error@0.3:tp2"), make_serving_plan(), 4096, own, dense, twin)
     assert row["same_replies"] == 0.5
-    assert row["mean_over_one_rank"]["value"] == pytest.approx(-1.0)
+    assert row["mean_over_one_rank"]["value"] == pytest.approx(-0.5)
     assert row["nll_over_one_rank_percent"]["value"] == pytest.approx(100 * (2.02 / 2.01 - 1), abs=1e-5)
     assert row["mean_delta"]["value"] == pytest.approx(-1.0)
-    assert "same_replies" not in row_of(parse_variant("min_error@0.3"), make_serving_plan(), 4096, twin, dense)
+    single = row_of(parse_variant("min_error@0.3"), make_serving_plan(), 4096, twin, dense)
+    assert "same_replies" not in single
+    assert [quality_tables.variant_name(each) for each in (single, row)] == [
+        "least output error (default)", "least output error (default), 2 ranks",
+    ]  # fmt: skip
+    assert set(quality_chart.series_of([single, row])) == {"min_error", "min_error, 2 ranks"}
 
 
 def test_readme_table_and_chart_of_a_result(result: dict[str, Any]) -> None:
@@ -209,6 +214,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     args = arguments("", ["--model-path", "m", "--variants", "min_error@0.1", "--tokens", "8192,4096"])
     assert [variant.name for variant in args.variants] == ["dense", "min_error@0.1"], "stock comes first"
     assert args.tokens == [4096, 8192]
+    ranks = arguments("", ["--model-path", "m", "--variants", "uniform@0.1:tp2"])
+    assert [variant.name for variant in ranks.variants] == ["dense", "uniform@0.1", "uniform@0.1:tp2"]
     quick = arguments("", ["--quick", "--work", str(tmp_path)])
     assert quick.model_path.parent == tmp_path
     assert quick.amounts.prompts < args.amounts.prompts

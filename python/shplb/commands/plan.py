@@ -86,8 +86,7 @@ def plan(
     from shplb.prediction import check_tokens, predict_prompt
     from shplb.profile import HeadProfile
 
-    name, value = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
-    asked = {name: value}
+    asked = one_of({"density": density, "recovery": recovery, "latency-budget": latency_budget})
     if at_tokens is not None:
         check_tokens(at_tokens)
     maker = PlanMaker(
@@ -136,15 +135,15 @@ def print_found(asked: dict[str, float], density: float, console: Console) -> No
             console.print(f"--{name} {value:g} comes to density {density:g}", highlight=False)
 
 
-def one_of(targets: dict[str, float | None]) -> tuple[str, float]:
-    """The target that is given; ValueError where none or more than one is."""
-    asked = [(name, value) for name, value in targets.items() if value is not None]
+def one_of(targets: dict[str, float | None]) -> dict[str, float]:
+    """The one target that is given, by name; ValueError where none or more than one is."""
+    asked = {name: value for name, value in targets.items() if value is not None}
     if len(asked) > 1:
-        raise ValueError(f"{' and '.join(f'--{name}' for name, _ in asked)} were given, expected one of them.")
+        raise ValueError(f"{' and '.join(f'--{name}' for name in asked)} were given, expected one of them.")
     if not asked:
         expected = " or ".join(f"--{name}" for name in targets)
         raise ValueError(f"nothing says how much attention to compute: give {expected} ({ADVICE}).")
-    return asked[0]
+    return asked
 
 
 def find_density(maker: "PlanMaker", asked: dict[str, float], at_tokens: int | None, device: "Device") -> float:

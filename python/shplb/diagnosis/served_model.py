@@ -39,7 +39,7 @@ def check_model(model_path: str, tp_size: int) -> list[Finding]:
     identity = fingerprint(folder, config)
     for density in cached_densities(identity, tp_size):
         if is_readable(ServingPlan, cached_plan_path(identity, tp_size, density)):
-            findings.append(Finding("model", "ok", f"plan for --tp {tp_size} cached at --shplb-density {density:g}"))
+            findings.append(Finding("model", "ok", f"plan for --tp {tp_size} cached at --shplb-density {density!r}"))
     if len(findings) > 1:
         return findings
     text = f"no plan for --tp {tp_size} is cached: the first start with --shplb-density profiles the model"

@@ -47,8 +47,12 @@ _BASE_BACKENDS = {"cpu": ("torch_native",), "cuda": ("flashinfer", "fa3")}
 def resolve_defaults(args: Any) -> None:
     """Choose the page size, and on a CPU the base backend to wrap, before SGLang fills in its own defaults.
 
-    The name stays that of the base backend, so that all of SGLang's decisions by backend name keep working.
+    The name stays that of the base backend, so that all of SGLang's decisions by backend name keep working. Where
+    nothing says how much attention to compute, S-HPLB is off, with a warning.
     """
+    if args.shplb_plan is None and args.shplb_density is None and args.shplb_profile is None:
+        _serve_stock(args, f"give --shplb-plan or --shplb-density ({ADVICE}).")
+        return
     check_features(args)
     if args.device not in _BASE_BACKENDS:
         raise StartRefusedError(f"--device is {args.device}, S-HPLB runs on cuda and cpu; use one of them.")
@@ -70,6 +74,12 @@ def resolve_defaults(args: Any) -> None:
     if args.device == "cpu" and args.page_size > 1:
         # SGLang's allocator of pages is a Triton kernel; ranks are spawned, so they see this before they import it.
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _serve_stock(args: Any, why: str) -> None:
+    """Switch S-HPLB off; no flag of it is left, since copies of these arguments are checked again."""
+    logger.warning("S-HPLB: serving without it: %s", why)
+    args.enable_shplb, args.shplb_density, args.shplb_trace = False, None, None
 
 
 def check_supported(args: Any) -> None:
@@ -162,17 +172,14 @@ def _check_trace_folder(folder: str | None) -> None:
 def _choose_plan(args: Any, identity: Fingerprint) -> bool:
     """Set ``args.shplb_plan``: the file given, else the cached plan of this model, made first where there is none.
 
-    False where neither a plan nor a density is given, and where making one takes too long: then the server starts as
-    stock, with a warning.
+    False where making one takes too long: then the server starts as stock, with a warning.
+
+    Raises:
+        StartRefusedError: the density is none, a plan is given, too, or the model can't be profiled.
     """
-    density = args.shplb_density
-    if density is None:
-        if args.shplb_plan is None:
-            logger.warning("S-HPLB: serving without it: give --shplb-plan or --shplb-density (%s).", ADVICE)
-            args.enable_shplb = False
-        return args.enable_shplb
-    if not 0.0 < density <= 1.0:
-        raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
+    if args.shplb_density is None:
+        return True
+    density = _share(args.shplb_density)
     path = cached_plan_path(identity, args.tp_size, density)
     if args.shplb_plan is not None:
         # Equal to the cached one where SGLang copies arguments that were resolved before.
@@ -182,14 +189,21 @@ def _choose_plan(args: Any, identity: Fingerprint) -> bool:
     try:
         _make_plan(args, density, path)
     except CalibrationTimeoutError as error:
-        logger.warning(
-            "S-HPLB: serving without it: %s The next start goes on from there; %s gives it more seconds.",
-            error, CALIBRATION_S,
-        )  # fmt: skip
-        args.enable_shplb, args.shplb_density = False, None
+        _serve_stock(args, f"{error} The next start goes on from there; {CALIBRATION_S} gives it more seconds.")
         return False
     args.shplb_plan = str(path)
     return True
+
+
+def _share(density: Any) -> float:
+    """What SGLang's command line has parsed, but Engine(...) takes as it is."""
+    try:
+        value = float(density)
+    except (TypeError, ValueError):
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
+    return value
 
 
 def _make_plan(args: Any, density: float, path: Path) -> None:
