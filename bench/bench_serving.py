@@ -9,7 +9,8 @@
 
 Every variant's server starts once and serves the same prompts of random tokens; the radix cache is on and must not hit,
 but for --cached, where it must hold exactly the prefix.
-Counters of the server say for every point which path ran. A variant that fails is recorded and the others go on. Times
+Counters of the server say for every point which path ran, NVML how fast GPUs ran meanwhile and what they drew (means;
+GPUs that wait run faster afterwards). A variant that fails is recorded and the others go on. Times
 are what `python -m sglang.benchmark.serving` prints, but for --cached (see cached_points.py). Writes JSON after every
 variant, and a table at the end.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 from cached_points import WARM_UP, cached_point_of, draw_prompts, generate_body, send_streamed
 from dummy_model import DUMMY_OPTIONS, replicated, spread_plan, unplaced, without_tail, write_dummy_model
+from gpu_clocks import GpuClocks
 from provenance import provenance
 from serving_arguments import PRECISE_TOKENS, SHORT_TOKENS, arguments
 from serving_points import (
@@ -126,14 +128,16 @@ def measure(
     )  # fmt: skip
     warm_up(server, args, length, concurrency)
     before = counters(server, variant)
+    clocks = GpuClocks(args.tp if args.device == "cuda" else 0)
     try:
-        failure = client.apply_async(run_client, (options, args.work / f"{variant}.client.log")).get(args.timeout_s)
+        with clocks:
+            failure = client.apply_async(run_client, (options, args.work / f"{variant}.client.log")).get(args.timeout_s)
     except multiprocessing.TimeoutError:
         failure = f"no result after {args.timeout_s:.0f} s"
     if failure or not file.exists():
         raise PointFailedError(f"the benchmark failed at {length} tokens and {concurrency} clients: {failure}.")
     row = {"variant": variant, "input_tokens": length, "concurrency": concurrency}
-    row |= point_of(json.loads(file.read_text().splitlines()[-1]), length, prompts)
+    row |= point_of(json.loads(file.read_text().splitlines()[-1]), length, prompts) | clocks.facts()
     if before:
         path = path_taken(before, counters(server, variant))
         check_path(variant, length, path, args.sparse_from)
