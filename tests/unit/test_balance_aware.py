@@ -57,6 +57,9 @@ def optimum_by_linprog(p: Problem, ranks: np.ndarray, limits: np.ndarray) -> flo
     return float(answer.fun)
 
 
+GRID = 2.0**40
+
+
 @st.composite
 def problems(draw: Any, layers: int = 3, most_groups: int = 6) -> Problem:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -140,11 +143,12 @@ def test_never_worse_than_the_two_solved_apart(p: Problem) -> None:
     options = {name: p[name] for name in ("min_density", "scope", "inert")}
     apart = allocate_budgets(p["curves"], p["densities"], p["total_density"], objective="min_error", **options)
     groups = np.where(p["inert"], 0.0, apart.density).reshape(len(apart.density), p["num_groups"], -1).sum(axis=2)
-    placed = place_heads(groups, p["num_ranks"])
+    # On the core's own grid: where there are more than 8 groups, other roundings can place nearly equal loads worse.
+    placed = place_heads(np.rint(groups * GRID).astype(np.int64), p["num_ranks"])
     together = solve(p)
     assert apart.total_error is not None
     assert together.total_error <= apart.total_error * (1 + 1e-9) + 1e-9 * p["curves"].max()
-    before, after = np.asarray(placed.rank_loads).max(axis=1), together.slowest_load
+    before, after = np.asarray(placed.rank_loads).max(axis=1) / GRID, together.slowest_load
     assert after.sum() <= before.sum() + 1e-6
     if p["scope"] == "layer":
         assert (after <= before + 1e-6).all()
