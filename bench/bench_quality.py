@@ -116,7 +116,6 @@ class Run:
             waited = name == DENSE and not sample.ttft_ms
             if own is not None and (waited or name in (variant.name, variant.twin)):
                 plan, twin = self.plans.get(variant.name), self.samples.get((tokens, variant.twin))
-                twin = twin if variant.tp_size > 1 else None
                 self.rows[tokens, variant.name] = row_of(variant, plan, tokens, own, dense, twin)
         self.write()
 

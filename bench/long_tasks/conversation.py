@@ -6,7 +6,7 @@ import random
 import msgspec
 
 from long_tasks.corpus import Corpus, with_inserted
-from long_tasks.example import Message, Place, at_once, fit, places_of
+from long_tasks.example import Message, Place, at_all_places, fit
 from shplb.texts.encoding import ChatTokenizer, Encoder, encode_text
 from shplb.texts.retrieval_facts import WORDING
 
@@ -46,7 +46,7 @@ class Conversation(msgspec.Struct, frozen=True):
 
 def conversations(num_tokens: int, encoder: Encoder, corpus: Corpus, *, count: int, seed: int) -> list[Conversation]:
     """``count`` conversations of at most, and nearly, ``num_tokens`` tokens, replies included."""
-    return at_once(lambda place: _conversation(num_tokens, encoder, corpus, place, seed), places_of(count))
+    return at_all_places(lambda place: _conversation(num_tokens, encoder, corpus, place, seed), count)
 
 
 def _conversation(num_tokens: int, encoder: Encoder, corpus: Corpus, place: Place, seed: int) -> Conversation:

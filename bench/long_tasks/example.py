@@ -55,16 +55,12 @@ class Place(msgspec.Struct, frozen=True):
         return (self.index + rng.random()) / self.count
 
 
-def places_of(count: int) -> list[Place]:
-    return [Place(index, count) for index in range(count)]
-
-
-def at_once[Made](make: Callable[[Place], Made], places: list[Place]) -> list[Made]:
-    """What ``make`` makes of every place, in their order. In threads: tokenizers, which take most of the time, let
-    others run.
+def at_all_places[Made](make: Callable[[Place], Made], count: int) -> list[Made]:
+    """What ``make`` makes of each of ``count`` places, in order. In threads: tokenizers, which take most of the time,
+    let others run.
     """
-    with ThreadPoolExecutor(max(1, min(len(places), os.cpu_count() or 1))) as pool:
-        return list(pool.map(make, places))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(make, (Place(index, count) for index in range(count))))
 
 
 #: A message of a size; always the same one for equal arguments, longer for larger sizes.

@@ -13,7 +13,7 @@ import msgspec
 
 from long_tasks.corpus import Corpus
 from long_tasks.counting import common_words_message, frequent_words_message
-from long_tasks.example import Example, Maker, Message, Place, TooShortError, at_once, fit, places_of
+from long_tasks.example import Example, Maker, Message, Place, TooShortError, at_all_places, fit
 from long_tasks.key_values import key_value_message
 from long_tasks.needles import NEEDLE_TASKS, needle_message
 from long_tasks.questions import SHIPPED, Question, question_message, read_questions
@@ -69,7 +69,7 @@ def examples(
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1.")
-    return at_once(lambda place: _example(task, num_tokens, encoder, materials, place, seed), places_of(count))
+    return at_all_places(lambda place: _example(task, num_tokens, encoder, materials, place, seed), count)
 
 
 def _example(task: str, num_tokens: int, encoder: Encoder, materials: Materials, place: Place, seed: int) -> Example:

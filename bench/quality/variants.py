@@ -35,18 +35,18 @@ class Variant(msgspec.Struct, frozen=True):
 
     @property
     def twin(self) -> str:
-        """Name of the same variant on one rank."""
-        return split_ranks(self.name)[0]
+        """Name of the same variant on one rank; "" where this is it."""
+        return split_ranks(self.name)[0] if self.tp_size > 1 else ""
 
     @property
     def is_stock(self) -> bool:
         return self.name == DENSE
 
 
-def split_ranks(name: str) -> tuple[str, str]:
-    """("min_error@0.1", "3") of "min_error@0.1:tp3"; ("min_error@0.1", "") where no ranks are named."""
-    twin, _, ranks = name.partition(_RANKS)
-    return twin, ranks
+def split_ranks(name: str) -> tuple[str, str | None]:
+    """("min_error@0.1", "3") of "min_error@0.1:tp3"; ("min_error@0.1", None) where no ranks are named."""
+    twin, colon, ranks = name.partition(_RANKS)
+    return twin, ranks if colon else None
 
 
 def parse_variant(text: str) -> Variant:
@@ -57,13 +57,14 @@ def parse_variant(text: str) -> Variant:
     """
     if text == DENSE:
         return Variant(DENSE)
-    name, colon, ranks = text.partition(_RANKS)
+    name, ranks = split_ranks(text)
     what, _, density = name.rpartition("@")
     try:
-        value, tp_size = float(density), int(ranks) if colon else 1
+        value, tp_size = float(density), 1 if ranks is None else int(ranks)
     except ValueError:
         value = tp_size = 0
-    if not what or not 0.0 < value <= 1.0 or tp_size < 1 + bool(colon):
+    least_ranks = 1 if ranks is None else 2
+    if not what or not 0.0 < value <= 1.0 or tp_size < least_ranks:
         raise VariantError(
             f"--variants holds {text}, expected dense, NAME@DENSITY such as min_error@0.1, or that with :tp2 after it."
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from shplb.shares import parse_share
 from shplb.sparsity import LEAST_BUDGET, MOST_TOKENS, ChoiceName, ScoreName, SparsityRule
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def parse_policy(text: str) -> Policy:
     for change in changes:
         key, _, value = change.partition("=")
         if key == "coverage":
-            policy = policy._replace(coverage=_share(value))
+            policy = policy._replace(coverage=parse_share(value, "coverage", "the estimated mass"))
             continue
         if key == "tail":
             policy = policy._replace(tail=_tokens(value))
@@ -189,16 +190,6 @@ def parse_policy(text: str) -> Policy:
     if policy.choice == "vertical_slash" and policy.tail:
         raise ValueError(f"tail is {policy.tail}, expected 0 with choice vertical_slash, which needs the last queries")
     return policy
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"coverage is '{text}', expected a share of the estimated mass in (0, 1]")
-    return value
 
 
 def _tokens(text: str) -> int:

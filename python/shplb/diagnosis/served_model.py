@@ -37,10 +37,11 @@ def check_model(model_path: str, tp_size: int) -> list[Finding]:
     if any(finding.level == "problem" for finding in findings):
         return findings
     identity = fingerprint(folder, config)
-    for density in cached_densities(identity, tp_size):
-        if is_readable(ServingPlan, cached_plan_path(identity, tp_size, density)):
-            findings.append(Finding("model", "ok", f"plan for --tp {tp_size} cached at --shplb-density {density!r}"))
-    if len(findings) > 1:
-        return findings
+    cached = [
+        Finding("model", "ok", f"plan for --tp {tp_size} cached at --shplb-density {density!r}")
+        for density in cached_densities(identity, tp_size)
+        if is_readable(ServingPlan, cached_plan_path(identity, tp_size, density))
+    ]
     text = f"no plan for --tp {tp_size} is cached: the first start with --shplb-density profiles the model"
-    return [*findings, Finding("model", "note", f"{text}, and without it or --shplb-plan it is served dense")]
+    none = Finding("model", "note", f"{text}, and without it or --shplb-plan it is served dense")
+    return [*findings, *(cached or [none])]

@@ -33,6 +33,7 @@ from shplb.sglang.features import (
 )
 from shplb.sglang.plugin import require_found
 from shplb.sglang.refusal import StartRefusedError
+from shplb.shares import parse_share
 from shplb.sparsity import PAGE_SIZE
 
 logger = logging.getLogger(__name__)
@@ -175,11 +176,14 @@ def _choose_plan(args: Any, identity: Fingerprint) -> bool:
     False where making one takes too long: then the server starts as stock, with a warning.
 
     Raises:
-        StartRefusedError: the density is none, a plan is given, too, or the model can't be profiled.
+        StartRefusedError: the density is no share, a plan is given beside it, or the model can't be profiled.
     """
     if args.shplb_density is None:
         return True
-    density = _share(args.shplb_density)
+    try:  # parsed by SGLang's command line, but not where Engine(...) was given it
+        density = parse_share(args.shplb_density, "--shplb-density", "attention")
+    except ValueError as error:
+        raise StartRefusedError(f"{error}.") from None
     path = cached_plan_path(identity, args.tp_size, density)
     if args.shplb_plan is not None:
         # Equal to the cached one where SGLang copies arguments that were resolved before.
@@ -193,17 +197,6 @@ def _choose_plan(args: Any, identity: Fingerprint) -> bool:
         return False
     args.shplb_plan = str(path)
     return True
-
-
-def _share(density: Any) -> float:
-    """What SGLang's command line has parsed, but Engine(...) takes as it is."""
-    try:
-        value = float(density)
-    except (TypeError, ValueError):
-        value = 0.0
-    if not 0.0 < value <= 1.0:
-        raise StartRefusedError(f"--shplb-density is {density}, expected a share of attention in (0, 1].")
-    return value
 
 
 def _make_plan(args: Any, density: float, path: Path) -> None:
